@@ -1,0 +1,33 @@
+"""The few facts every method states about itself."""
+
+from dataclasses import dataclass
+from typing import Literal
+
+__all__ = ["Card"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Card:
+    """One row of the method table in the docs and of ``hardy methods``.
+
+    Attributes:
+        name: Name in recipes and on the command line.
+        summary: The idea in one or two sentences.
+        paper: Authors, venue and year.
+        url: Where to read it.
+        kind: layer: works inside the net; input: changes the batch; loss: changes the objective.
+        live: Whether it stays at test time.
+        attaches: Which tensors of any CNN it takes.
+        deviations: Where this code differs from the paper or its released code, and what was reconstructed.
+        notes: Licences, patents, limits.
+    """
+
+    name: str
+    summary: str
+    paper: str
+    url: str
+    kind: Literal["layer", "input", "loss"]
+    live: bool
+    attaches: str
+    deviations: tuple[str, ...] = ()
+    notes: tuple[str, ...] = ()

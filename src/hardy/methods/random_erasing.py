@@ -1,0 +1,100 @@
+"""Random erasing: fill one random rectangle of a training image.
+
+Zhong, Zheng, Kang, Li, Yang. "Random erasing data augmentation". AAAI 2020, https://arxiv.org/abs/1708.04896
+(Algorithm 1). Here as a method, so that it is keyed and paired like the others.
+"""
+
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor, nn
+
+from hardy import seeding, surgery
+from hardy.errors import ParameterError
+from hardy.methods._card import Card
+from hardy.methods._checks import in_range
+from hardy.methods.lfm import boxes
+
+__all__ = ["CARD", "RandomErasing", "random_erasing"]
+
+CARD = Card(
+    name="random_erasing",
+    summary="Fill one random rectangle of a training image with noise, so that the net sees occluded objects.",
+    paper="Zhong et al., AAAI 2020",
+    url="https://arxiv.org/abs/1708.04896",
+    kind="input",
+    live=False,
+    attaches="the input, pixels in [0, 1]",
+    deviations=(
+        "Boxes lie in pixel space and are filled before normalisation.",
+        "The aspect is uniform in its range, as in Algorithm 1; torchvision and timm draw its logarithm.",
+    ),
+)
+
+
+def random_erasing(
+    x: Float[Tensor, "n c h w"],
+    *,
+    p: float,
+    area: tuple[float, float],
+    aspect: tuple[float, float],
+    fill: float | Literal["uniform"],
+    key: Int[Tensor, "n"],
+) -> Float[Tensor, "n c h w"]:
+    """Fill one box in each of some random images.
+
+    Args:
+        x: Images, pixels in [0, 1].
+        p: Probability that an image gets a box, in [0, 1].
+        area: Smallest and largest share of the image that a box covers, in (0, 1].
+        aspect: Smallest and largest height divided by width, above 0.
+        fill: One value in [0, 1], or "uniform": a number from [0, 1) for every pixel and channel (RE-R of the paper).
+        key: Source of randomness, one per row.
+
+    Returns:
+        A new tensor; pixels outside the boxes are bit-equal.
+    """
+    inside = boxes(key, 1, (x.shape[2], x.shape[3]), area=area, aspect=aspect)
+    inside &= (seeding.uniform(key, 0, ()) < p)[:, None, None, None]
+    value = seeding.uniform(key, 4, x.shape[1:]).to(x.dtype) if fill == "uniform" else x.new_tensor(fill)
+    return torch.where(inside, value, x)
+
+
+class RandomErasingInsert(surgery.Insert):
+    """Erases in training batches."""
+
+    def inputs(self, x: Tensor, y: Tensor, key: Tensor) -> tuple[Tensor, Tensor]:
+        s: RandomErasing = self.spec
+        return random_erasing(x, p=s.p, area=s.area, aspect=s.aspect, fill=s.fill, key=key), y
+
+
+@dataclass(frozen=True, kw_only=True)
+class RandomErasing:
+    """Random erasing as a method; the defaults are those of section 3.2 of the paper for re-ID and CIFAR.
+
+    Attributes:
+        p: Probability that an image gets a box, in [0, 1].
+        area: Share of the image that a box covers: lowest and highest, in (0, 1].
+        aspect: Height divided by width: lowest and highest, above 0.
+        fill: One value in [0, 1], or "uniform".
+    """
+
+    p: float = 0.5
+    area: tuple[float, float] = (0.02, 0.4)
+    aspect: tuple[float, float] = (0.3, 1 / 0.3)
+    fill: float | Literal["uniform"] = "uniform"
+
+    def __post_init__(self) -> None:
+        in_range("RandomErasing", "p", self.p, 0, 1)
+        if not 0 < self.area[0] <= self.area[1] <= 1:
+            raise ParameterError(f"RandomErasing: area must be 0 < low <= high <= 1; got {self.area}.")
+        if not 0 < self.aspect[0] <= self.aspect[1]:
+            raise ParameterError(f"RandomErasing: aspect must be 0 < low <= high; got {self.aspect}.")
+        if self.fill != "uniform":
+            in_range("RandomErasing", "fill", float(self.fill), 0, 1)
+
+    def attach(self, model: nn.Module, *, example: Tensor, seed: int) -> surgery.Attachment:  # noqa: ARG002
+        """Erase in the batches that ``Objective`` gives to the model; changes no layer."""
+        return surgery.insert(model, RandomErasingInsert(self, seed=seed), method=CARD.name)

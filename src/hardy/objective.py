@@ -1,0 +1,104 @@
+"""The training objective: one module that a loop, DDP, the compiler and the optimizer see whole."""
+
+from collections.abc import Sequence
+
+import torch
+import torch.nn.functional as F
+from jaxtyping import Float, Int
+from torch import Tensor, nn
+
+from hardy import seeding
+from hardy.errors import AttachError
+from hardy.surgery import Attachment, Context, Insert, attachments, set_keys
+
+__all__ = ["Objective"]
+
+
+class Objective(nn.Module):
+    """A model with the losses of what is attached to it.
+
+    ``objective(x, y, key)`` gives the logits and the named losses ``{"task": ..., "<term>": ...}``, each a weighted
+    scalar; their sum is what to minimise. In training mode every attachment may change the inputs, replace the task
+    loss (cross-entropy otherwise, with soft labels where a method mixed them) and add terms; in evaluation mode none
+    does.
+
+    Args:
+        model: The model the methods are attached to.
+        attached: What ``hardy.attach`` returned; by default everything attached to the model.
+        seed: Seed of the keys when the caller passes none.
+
+    Raises:
+        AttachError: something in ``attached`` belongs to another model, or two of them define the task loss.
+
+    Example:
+        >>> objective = Objective(nn.Sequential(nn.Flatten(), nn.Linear(4, 2)))
+        >>> logits, losses = objective(torch.zeros(3, 1, 2, 2), torch.zeros(3, dtype=torch.int64))
+        >>> sorted(losses), logits.shape
+        (['task'], torch.Size([3, 2]))
+    """
+
+    step: Tensor
+
+    def __init__(self, model: nn.Module, attached: Sequence[Attachment] | None = None, *, seed: int = 0) -> None:
+        super().__init__()
+        for other in attached or ():
+            if other.model is not model:
+                raise AttachError(f"Objective: {other.name} must be attached to this model; it belongs to another one.")
+        self.model = model
+        self.names = [a.name for a in (attachments(model) if attached is None else attached)]
+        self.root = seeding.root(seed, "objective")
+        self.register_buffer("step", torch.zeros((), dtype=torch.int64), persistent=False)
+        tasks = [name for name, held in self._inserts() if type(held).task is not Insert.task]
+        if len(tasks) > 1:
+            raise AttachError(f"Objective: only one method can define the task loss; {' and '.join(tasks)} do.")
+
+    def forward(
+        self,
+        x: Float[Tensor, "n c h w"],
+        y: Int[Tensor, "n"] | Float[Tensor, "n k"],
+        key: Int[Tensor, "n"] | None = None,
+    ) -> tuple[Float[Tensor, "n k"], dict[str, Float[Tensor, ""]]]:
+        """Run the model on one batch.
+
+        Args:
+            x: Images, pixels in [0, 1].
+            y: Labels, or label probabilities.
+            key: One int64 per image and epoch (``Batches`` gives them): the source of all randomness of that row.
+                Without it, a row's randomness depends on its place in the batch and on the number of calls so far.
+
+        Returns:
+            Logits, and the named weighted losses: scalars with gradients.
+        """
+        if key is None:
+            rows = torch.arange(len(x), device=x.device)
+            key = seeding.fold(seeding.keys(self.root, rows), self.step)
+            if self.training:
+                self.step += 1
+        if self.training:
+            for _, held in self._inserts():
+                x, y = held.inputs(x, y, seeding.fold(key, held.root))
+            set_keys(self.model, key)
+        logits = self.model(x)
+        losses = {"task": self._task(logits, y).mean()}
+        if self.training:
+            context = Context(x=x, y=y, logits=logits, key=key)
+            for name, held in self._inserts():
+                losses |= {_free(term, name, losses): value for term, value in held.terms(context).items()}
+        return logits, losses
+
+    def _task(self, logits: Tensor, y: Tensor) -> Tensor:
+        if self.training:
+            for _, held in self._inserts():
+                loss = held.task(logits, y)
+                if loss is not None:
+                    return loss
+        return F.cross_entropy(logits, y, reduction="none")
+
+    def _inserts(self) -> list[tuple[str, Insert]]:
+        box: dict[str, Insert] = getattr(self.model, "_hardy", {})
+        return [(name, box[name]) for name in self.names if name in box]
+
+
+def _free(term: str, name: str, taken: dict[str, Tensor]) -> str:
+    """Name a term after its method where another one already has that name."""
+    return f"{name}.{term}" if term in taken else term

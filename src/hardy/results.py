@@ -1,0 +1,250 @@
+"""Result records: what was measured, on which images, how sure it is, and the reasons to distrust it.
+
+A result is two files: ``result.json`` (this schema) and, beside it, ``result.npz`` with one outcome per image and
+point, and the pictures that the report shows. Numbers are numbers, fractions are in [0, 1], what was not measured is absent.
+"""
+
+import dataclasses
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+import numpy.typing as npt
+
+from hardy.config import build
+from hardy.errors import ConfigError, DataError, ParameterError, did_you_mean
+from hardy.safefile import write_atomic, write_json
+from hardy.stats import wilson
+from hardy.threats import Threat
+
+__all__ = ["FORMAT", "Axis", "Check", "Point", "Result", "Status", "point"]
+
+FORMAT = 1  # 1: first format
+
+Outcomes = npt.NDArray[np.bool_]
+Status = Literal["pass", "warn", "fail", "not_run"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Check:
+    """A reason to distrust a number, looked into.
+
+    Attributes:
+        code: Stable name, such as ``zero_gradient``.
+        status: "pass"; "warn": read the number with care; "fail": do not use the number; "not_run": inputs lacked.
+        evidence: What was seen, with its figures.
+        remedy: What to do about it; empty when it passed.
+        anchor: Heading in docs/checks.md that explains it.
+    """
+
+    code: str
+    status: Status
+    evidence: str
+    remedy: str = ""
+    anchor: str = ""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Point:
+    """One accuracy: under one condition, on all evaluated images.
+
+    Attributes:
+        label: What was done, unique in its axis; also the key of the outcomes.
+        accuracy: Share of images still classified as labelled, in [0, 1].
+        low: Lower bound of the 95 % Wilson interval over images.
+        high: Upper bound.
+        n: Number of images.
+        level: Strength, where the axis is a curve: eps, sigma, grid; in the unit of the axis.
+        series: Points of one curve share it ("pgd", "noise control"); empty when the axis has one curve.
+        passes: Forward and backward passes spent, summed over images.
+        details: Further facts (attack, steps, source net), JSON scalars.
+    """
+
+    label: str
+    accuracy: float
+    low: float
+    high: float
+    n: int
+    level: float | None = None
+    series: str = ""
+    passes: dict[str, int] = field(default_factory=dict)
+    details: dict[str, str | int | float | bool | None] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Axis:
+    """One question about robustness, and its answers.
+
+    Attributes:
+        name: ``clean``, ``white_box``, ``eps_curve``, ...
+        question: The question in plain words.
+        headline: Label of the point that :meth:`Result.accuracy` gives.
+        points: The answers.
+        level_name: What ``level`` of the points is, with its unit; empty where there is none.
+    """
+
+    name: str
+    question: str
+    headline: str
+    points: tuple[Point, ...]
+    level_name: str = ""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Result:
+    """What ``hardy.evaluate`` returns; ``Result.read(path)`` of ``result.save(path)`` is equal to it.
+
+    Attributes:
+        model: Name of the model, in words.
+        num_classes: Number of classes.
+        class_names: Their names, in label order.
+        data: Name of the data and its split.
+        n: Number of images.
+        threat: The threat of ``white_box`` and ``transfer``.
+        seed: Seed of everything random in the evaluation.
+        axes: What was measured.
+        checks: Reasons to distrust it.
+        methods: ``repr`` of the methods that made the model.
+        command: Shell command or call that repeats the evaluation.
+        environment: Versions, device, git commit.
+        seconds: Time it took.
+        outcomes_by_point: ``"axis/label"`` to bool outcomes (n,), True where the image is still classified right.
+        arrays: Labels, predictions and pictures for the report, by name.
+        format: Number of this schema.
+    """
+
+    model: str
+    num_classes: int
+    class_names: tuple[str, ...]
+    data: str
+    n: int
+    threat: Threat
+    seed: int
+    axes: tuple[Axis, ...]
+    checks: tuple[Check, ...]
+    methods: tuple[str, ...] = ()
+    command: str = ""
+    environment: dict[str, str] = field(default_factory=dict)
+    seconds: float = 0.0
+    outcomes_by_point: Mapping[str, Outcomes] = field(default_factory=dict, repr=False)
+    arrays: Mapping[str, npt.NDArray[Any]] = field(default_factory=dict, repr=False)
+    format: int = FORMAT
+
+    def axis(self, name: str) -> Axis:
+        """Give the axis of that name.
+
+        Raises:
+            ParameterError: it was not measured.
+        """
+        for axis in self.axes:
+            if axis.name == name:
+                return axis
+        measured = [axis.name for axis in self.axes]
+        raise ParameterError(f"result: axis {name!r} was not measured; {did_you_mean(name, measured)}")
+
+    def point(self, name: str, label: str | None = None) -> Point:
+        """Give one point of an axis, its headline by default.
+
+        Raises:
+            ParameterError: no such axis or point.
+        """
+        axis = self.axis(name)
+        label = axis.headline if label is None else label
+        for each in axis.points:
+            if each.label == label:
+                return each
+        raise ParameterError(
+            f"result: {name} has no point {label!r}; {did_you_mean(label, [p.label for p in axis.points])}"
+        )
+
+    def accuracy(self, name: str, label: str | None = None) -> float:
+        """Give the accuracy of an axis, in [0, 1]: its headline, or the point called ``label``."""
+        return self.point(name, label).accuracy
+
+    def outcomes(self, name: str, label: str | None = None) -> Any:
+        """Give the outcomes behind :meth:`accuracy` as a bool tensor (n,), True where still right."""
+        import torch
+
+        return torch.from_numpy(self.outcomes_by_point[f"{name}/{self.point(name, label).label}"].copy())
+
+    def save(self, path: str | Path) -> None:
+        """Write ``path`` (JSON) and, beside it, the ``.npz`` of the same name; each is whole or absent."""
+        path = Path(path)
+        arrays = {f"outcomes/{key}": value for key, value in self.outcomes_by_point.items()}
+        arrays |= {f"arrays/{key}": value for key, value in self.arrays.items()}
+        write_atomic(path.with_suffix(".npz"), lambda file: np.savez_compressed(file, **arrays))  # type: ignore[arg-type]
+        write_json(path, self.to_json())
+
+    def to_json(self) -> dict[str, Any]:
+        """Give the content of ``result.json``: everything but the arrays."""
+        kept = {f.name: getattr(self, f.name) for f in dataclasses.fields(self) if f.name not in ARRAYS}
+        data: dict[str, Any] = _drop_none({**kept, **{k: _plain(v) for k, v in kept.items()}})
+        return data
+
+    @staticmethod
+    def read(path: str | Path) -> "Result":
+        """Read what :meth:`save` wrote. Executes nothing: plain JSON, and arrays without pickled objects.
+
+        Raises:
+            DataError: missing, damaged, or of a newer format.
+        """
+        path = Path(path)
+        try:
+            data = json.loads(path.read_text(encoding="utf-8"))
+            if not isinstance(data, dict):
+                raise DataError(f"{path}: a result is a JSON object; got {type(data).__name__}.")
+            if data.get("format") not in range(1, FORMAT + 1):
+                raise DataError(
+                    f"{path}: format {data.get('format')!r} is not known to this version (it writes {FORMAT})."
+                )
+            with np.load(path.with_suffix(".npz"), allow_pickle=False) as file:
+                arrays = {name: file[name] for name in file.files}
+            result = build(Result, data)
+        except (OSError, ValueError, ConfigError, EOFError, RecursionError) as error:
+            if isinstance(error, DataError):
+                raise
+            raise DataError(f"{path}: not a readable result ({error}).") from error
+        split = {kind: _under(f"{kind}/", arrays) for kind in ("outcomes", "arrays")}
+        return dataclasses.replace(result, outcomes_by_point=split["outcomes"], arrays=split["arrays"])
+
+    def __eq__(self, other: object) -> bool:
+        if not isinstance(other, Result):
+            return NotImplemented
+        return self.to_json() == other.to_json() and all(
+            getattr(self, name).keys() == getattr(other, name).keys()
+            and all(np.array_equal(value, getattr(other, name)[key]) for key, value in getattr(self, name).items())
+            for name in ARRAYS
+        )
+
+    __hash__ = None  # type: ignore[assignment]  # holds arrays
+
+
+ARRAYS = ("outcomes_by_point", "arrays")
+
+
+def point(label: str, outcomes: Outcomes, **facts: Any) -> Point:
+    """Make the record of one condition from its outcomes: accuracy, interval and count; ``facts`` are further fields."""
+    n, right = len(outcomes), int(outcomes.sum())
+    low, high = wilson(right, n)
+    return Point(label=label, accuracy=right / n, low=low, high=high, n=n, **facts)
+
+
+def _plain(value: Any) -> Any:
+    if dataclasses.is_dataclass(value) and not isinstance(value, type):
+        return dataclasses.asdict(value)
+    if isinstance(value, tuple):
+        return [_plain(v) for v in value]
+    return value
+
+
+def _drop_none(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {k: _drop_none(v) for k, v in value.items() if v is not None}
+    return [_drop_none(v) for v in value] if isinstance(value, list | tuple) else value
+
+
+def _under(prefix: str, arrays: Mapping[str, npt.NDArray[Any]]) -> dict[str, npt.NDArray[Any]]:
+    return {name.removeprefix(prefix): value for name, value in arrays.items() if name.startswith(prefix)}

@@ -1,0 +1,73 @@
+"""Intervals: how far a measured accuracy can be from the true one."""
+
+import math
+
+import numpy as np
+import numpy.typing as npt
+from scipy.special import ndtri
+
+from hardy.errors import ParameterError
+
+__all__ = ["paired_bootstrap", "wilson"]
+
+
+def wilson(successes: int, n: int, *, level: float = 0.95) -> tuple[float, float]:
+    """Bound a proportion by the Wilson score interval.
+
+    Args:
+        successes: How many of the ``n`` images were right, in [0, n].
+        n: Number of images, at least 1.
+        level: Confidence, in (0, 1).
+
+    Returns:
+        Lower and upper bound, in [0, 1].
+
+    Raises:
+        ParameterError: no images, or more successes than images.
+
+    Source: Wilson, JASA 22 (1927).
+
+    Example:
+        >>> tuple(round(b, 3) for b in wilson(8, 10))
+        (0.49, 0.943)
+    """
+    if not (n >= 1 and 0 <= successes <= n):
+        raise ParameterError(f"wilson: 0 <= successes <= n and n >= 1 must hold; got {successes} of {n}.")
+    z = float(ndtri(0.5 + level / 2))
+    p, zz = successes / n, z * z / n
+    centre, half = (p + zz / 2) / (1 + zz), z / (1 + zz) * math.sqrt(p * (1 - p) / n + zz / (4 * n))
+    low = 0.0 if successes == 0 else centre - half
+    return low, 1.0 if successes == n else centre + half
+
+
+def paired_bootstrap(
+    a: npt.NDArray[np.bool_], b: npt.NDArray[np.bool_], *, level: float = 0.95, draws: int = 2000, seed: int = 0
+) -> tuple[float, float, float]:
+    """Bound the difference of two accuracies measured on the same images, by resampling images.
+
+    The percentile interval over ``draws`` resamples (Efron and Tibshirani 1993, chapter 13). It speaks of these two
+    nets and other images, not of nets trained from other seeds.
+
+    Args:
+        a: Per-image outcomes of the one net, shape (n,).
+        b: Outcomes of the other net on the same images in the same order, shape (n,).
+        level: Confidence, in (0, 1).
+        draws: Number of resamples.
+        seed: Seed of the resamples.
+
+    Returns:
+        mean(a) - mean(b), and its lower and upper bound, in [-1, 1].
+
+    Raises:
+        ParameterError: the shapes differ or are empty.
+    """
+    if a.shape != b.shape or a.ndim != 1 or len(a) == 0:
+        raise ParameterError(f"paired_bootstrap: the same n >= 1 images must be behind both; got {a.shape}, {b.shape}.")
+    difference = a.astype(np.int8) - b.astype(np.int8)
+    n = len(difference)
+    # only the counts of +1, 0 and -1 matter, so a resample of n images is one multinomial draw
+    counts = np.array([np.sum(difference == value) for value in (1, 0, -1)])
+    drawn = np.random.default_rng(seed).multinomial(n, counts / n, size=draws)
+    means = (drawn[:, 0] - drawn[:, 2]) / n
+    low, high = np.quantile(means, [(1 - level) / 2, (1 + level) / 2])
+    return float(difference.mean()), float(low), float(high)

@@ -1,0 +1,318 @@
+"""Attach things to a model, and take them off again without a trace.
+
+A site is a call of a module: ``"layer1.0.relu#1"`` is the second call of that module in one forward pass of the model;
+``"layer1.0.relu"`` is every call of it. Module names are globs (``"layer?.*.relu#0"``).
+
+What is attached lives in the model as modules below the reserved child ``_hardy``, and every hook is a bound method of
+one of them, so ``deepcopy``, ``pickle``, ``.to()``, optimizers and checkpoints see it. Parameters and buffers of a
+method have state-dict keys that start with ``_hardy.``; a method without any changes no keys.
+
+Attach first, then compile or wrap.
+"""
+
+import copy
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any, Protocol, cast, runtime_checkable
+
+import torch
+from torch import Tensor, nn
+
+from hardy import seeding
+from hardy.errors import AttachError, CallError
+from hardy.sites import BOX, check_plain, resolve
+from hardy.taps import After, Box, Captured, Keep, KeyedLayer, Tap
+
+__all__ = [
+    "Attachment",
+    "Attachments",
+    "Context",
+    "Insert",
+    "Method",
+    "after",
+    "attach",
+    "attachments",
+    "capture",
+    "insert",
+    "resolve",
+    "set_keys",
+    "strip",
+    "without_trace",
+]
+
+
+@dataclass(frozen=True)
+class Context:
+    """What a loss term may look at: one training step of one batch.
+
+    Attributes:
+        x: Inputs as the net saw them, in [0, 1], shape (n, c, h, w).
+        y: Labels (n,), or soft labels (n, num_classes) if a method mixed them.
+        logits: Outputs of the net, shape (n, num_classes).
+        key: One int64 per row, shape (n,).
+    """
+
+    x: Tensor
+    y: Tensor
+    logits: Tensor
+    key: Tensor
+
+
+class Insert(nn.Module):
+    """What one method leaves in a model, below ``_hardy``: its taps and its part in the objective.
+
+    A method overrides what it needs. ``root`` hashes the seed and the name, for the method's own random numbers.
+
+    Attributes:
+        spec: The frozen dataclass of the method, as it was attached.
+        live: Whether it stays at test time (masks) or is for training only.
+        notes: What a user should know about where it went.
+        input_shape: Channels, height and width of the example that its layers were made for, if any were.
+    """
+
+    def __init__(self, spec: Any, *, seed: int, live: bool = False) -> None:
+        super().__init__()
+        self.spec, self.seed, self.live = spec, seed, live
+        self.root = 0
+        self.notes: tuple[str, ...] = ()
+        self.input_shape: tuple[int, int, int] | None = None
+        self.taps = nn.ModuleList()
+
+    def inputs(self, x: Tensor, y: Tensor, key: Tensor) -> tuple[Tensor, Tensor]:  # noqa: ARG002
+        """Change a training batch before the net sees it. ``key`` is this method's own, one per row."""
+        return x, y
+
+    def task(self, logits: Tensor, y: Tensor) -> Tensor | None:  # noqa: ARG002
+        """Replace the cross-entropy: per-row losses (n,); None leaves it to others."""
+        return None
+
+    def terms(self, context: Context) -> dict[str, Tensor]:  # noqa: ARG002
+        """Add named, weighted, scalar loss terms."""
+        return {}
+
+    def around_step(self, closure: Callable[[], dict[str, Tensor]]) -> dict[str, Tensor]:
+        """Run forward and backward, as often as the method needs; the optimizer steps afterwards."""
+        return closure()
+
+    def epoch_end(self, epoch: int) -> None:
+        """Do what has to be done after an epoch."""
+
+
+@dataclass(frozen=True, eq=False)
+class Attachment:
+    """What was attached where, and how to undo it. Also a context manager."""
+
+    model: nn.Module
+    name: str
+    insert: Insert
+
+    @property
+    def sites(self) -> tuple[str, ...]:
+        """Names of the modules whose outputs are changed."""
+        return tuple(tap.name for tap in self.insert.taps if isinstance(tap, After))
+
+    @property
+    def notes(self) -> tuple[str, ...]:
+        """What to know about where it went."""
+        return self.insert.notes
+
+    def state_dict(self) -> dict[str, int]:
+        """Give what a resumed run needs beside the model's state dict: the draws so far of each random layer."""
+        return {name: int(step) for name, step in self._counters().items()}
+
+    def load_state_dict(self, state: dict[str, int]) -> None:
+        """Continue the random numbers of a stopped run, attached with the same seed."""
+        for name, step in self._counters().items():
+            step.fill_(state[name])
+
+    def _counters(self) -> dict[str, Tensor]:
+        return {n: m.step for n, m in self.insert.named_modules() if isinstance(m, KeyedLayer)}
+
+    def detach(self) -> None:
+        """Restore the model: same modules, same state-dict keys, same outputs. Twice is harmless.
+
+        Raises:
+            AttachError: the model is compiled or wrapped, or an attachment that came later changes one of the same
+                sites: it was built on what this one returns.
+        """
+        stack = attachments(self.model)
+        if self.insert not in [other.insert for other in stack]:
+            return
+        while stack.pop(0).insert is not self.insert:
+            pass
+        for later in stack:
+            if shared := set(self.sites) & set(later.sites):
+                raise AttachError(f"{self.name}: {later.name} came later to {min(shared)}. Detach {later.name} first.")
+        self._remove()
+
+    def _remove(self) -> None:
+        for tap in self.insert.taps:
+            cast("Tap", tap).disconnect()
+        box = getattr(self.model, BOX)
+        del box[self.name]
+        if not box:
+            delattr(self.model, BOX)
+
+    def __enter__(self) -> "Attachment":
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.detach()
+
+
+class Attachments(tuple[Attachment, ...]):
+    """Several attachments of one model, in order; detaches all, last first."""
+
+    __slots__ = ()
+
+    def detach(self) -> None:
+        """Detach all, last first."""
+        for attachment in reversed(self):
+            attachment.detach()
+
+    def __enter__(self) -> "Attachments":
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.detach()
+
+
+@runtime_checkable
+class Method(Protocol):
+    """One paper's way to make or mend a robust net: a frozen dataclass that can be attached."""
+
+    def attach(self, model: nn.Module, *, example: Tensor, seed: int) -> Attachment:
+        """Attach to the plain model; ``example`` is a batch (n, c, h, w) in [0, 1] of the size to be used."""
+        ...
+
+
+def attach(model: nn.Module, methods: Sequence[Method], *, example: Tensor, seed: int) -> Attachments:
+    """Attach several methods in order; if one cannot, none stays.
+
+    Args:
+        model: The plain model: not compiled, not wrapped.
+        methods: Specs from ``hardy.methods``, or a user's own.
+        example: Images of the size to be used, (n, c, h, w) in [0, 1]; one is enough. Leaves no trace.
+        seed: Source of all random numbers of the methods.
+
+    Raises:
+        AttachError: the model is compiled or wrapped, or a method cannot work on it.
+        LayerNotFoundError: a site names no layer.
+    """
+    done: list[Attachment] = []
+    try:
+        done.extend(method.attach(model, example=example, seed=seed) for method in methods)
+    except BaseException:
+        Attachments(attachments(model)[len(attachments(model)) - len(done) :]).detach()
+        raise
+    return Attachments(done)
+
+
+def attachments(model: nn.Module) -> list[Attachment]:
+    """List what is attached, oldest first; how to detach from a copied or unpickled model."""
+    check_plain(model)
+    box: dict[str, Insert] = getattr(model, BOX, {})
+    return [Attachment(model, name, held) for name, held in box.items()]
+
+
+def strip(model: nn.Module, *, live: bool = False) -> nn.Module:
+    """Copy the model without its train-only methods; with ``live=True`` without any.
+
+    Args:
+        model: The plain model.
+        live: Also take off what works at test time, such as masks. That changes the function of the net.
+
+    Returns:
+        A new model on the same device, in the same mode; the given one is left as it is.
+    """
+    twin = copy.deepcopy(model)
+    for attachment in reversed(attachments(twin)):
+        if live or not attachment.insert.live:
+            attachment._remove()  # noqa: SLF001  (order does not matter: all above it are train-only or go too)
+    return twin
+
+
+def set_keys(model: nn.Module, key: Tensor) -> None:
+    """Give every random layer below ``_hardy`` the row keys of the next forward pass of the model."""
+    for module in getattr(model, BOX, nn.Module()).modules():
+        if isinstance(module, KeyedLayer):
+            module.pending = key
+
+
+def insert(model: nn.Module, held: Insert, *, method: str, taps: Sequence[Tap] = ()) -> Attachment:
+    """Put ``held`` and its taps into ``model._hardy.<method>`` and connect the hooks; a second is ``<method>-2``."""
+    check_plain(model)
+    if not hasattr(model, BOX):
+        model.add_module(BOX, Box())
+    box, name, number = getattr(model, BOX), method, 1
+    while name in box:
+        name, number = f"{method}-{number + 1}", number + 1
+    held.root = seeding.root(held.seed, name)
+    held.taps.extend(taps)
+    box[name] = held
+    for tap in taps:
+        tap.connect(model)
+    return Attachment(model, name, held)
+
+
+def after(
+    model: nn.Module,
+    sites: Sequence[str],
+    make: Callable[[str, Tensor], nn.Module],
+    *,
+    method: str,
+    example: Tensor,
+    held: Insert,
+) -> Attachment:
+    """Replace the outputs of ``sites`` by ``layer(output)``.
+
+    Args:
+        model: The plain model.
+        sites: Where; without a call number, at every call of a module.
+        make: Builds the layer of one module from its name and its first chosen output on the example.
+        method: Name of the child of ``_hardy``; a second one becomes ``<method>-2``.
+        example: A batch, run once in eval mode and without a trace.
+        held: Where the layers live.
+
+    Raises:
+        CallError: a site's call does not happen on the example.
+    """
+    names = list(resolve(model, sites))
+    with capture(model, names) as seen, without_trace(model, example):
+        model(example)
+    held.input_shape = (example.shape[1], example.shape[2], example.shape[3])
+    taps = []
+    for name, calls in resolve(model, sites).items():
+        chosen = [f"{name}#{call}" for call in calls or (0,)]
+        if missing := [call for call in chosen if call not in seen]:
+            raise CallError(f"{method}: {missing[0]} is not called on the example; called: {', '.join(seen)}.")
+        y = seen[chosen[0]]
+        total = sum(call.rpartition("#")[0] == name for call in seen)
+        taps.append(After(name, calls, total, make(name, y).to(y.device)))
+    return insert(model, held, method=method, taps=taps)
+
+
+@contextmanager
+def capture(model: nn.Module, sites: Sequence[str], *, detach: bool = True) -> Iterator[Captured]:
+    """Collect clones of the outputs of ``sites`` in the block; the hooks go even if the block raises.
+
+    With ``detach=False`` the graph runs through the clones: differentiate by them, or put them into a loss.
+    """
+    kept = Captured()
+    taps = [Keep(name, calls, kept, detach=detach) for name, calls in resolve(model, sites).items()]
+    with insert(model, Insert(None, seed=0), method="capture", taps=taps):
+        yield kept
+
+
+@contextmanager
+def without_trace(model: nn.Module, example: Tensor) -> Iterator[None]:
+    """Run the block in eval mode without gradients, then give back each module's mode and the random state."""
+    modes = {module: module.training for module in model.modules()}
+    model.eval()
+    try:
+        with torch.no_grad(), torch.random.fork_rng([example.device] if example.is_cuda else []):
+            yield
+    finally:
+        for module, mode in modes.items():
+            module.training = mode

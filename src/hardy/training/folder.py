@@ -1,0 +1,166 @@
+"""Run folders: what a run writes, whole or not at all, and how it goes on after a crash."""
+
+import json
+import os
+import platform
+import subprocess
+import sys
+from collections.abc import Mapping
+from dataclasses import dataclass
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from hardy import __version__
+from hardy.errors import DataError, TrainingError
+from hardy.safefile import read_header, read_tensors, write_json, write_tensors, write_text
+from hardy.training.recipe import Recipe, load_recipe
+
+__all__ = ["Progress", "RunFolder", "environment"]
+
+RUN_FORMAT = 1
+
+
+@dataclass(frozen=True)
+class Progress:
+    """How far a training is; what ``on_progress`` gets after every step.
+
+    Attributes:
+        epoch: Current epoch, from 1.
+        epochs: Number of epochs.
+        step: Steps done in the whole run.
+        steps: Steps of the whole run.
+        losses: Named losses of the step.
+        row: What was logged, after the last step of an epoch; else None.
+    """
+
+    epoch: int
+    epochs: int
+    step: int
+    steps: int
+    losses: Mapping[str, float]
+    row: Mapping[str, float] | None = None
+
+
+class RunFolder:
+    """``recipe.toml env.json metrics.jsonl checkpoints/ model.safetensors`` below one path."""
+
+    def __init__(self, path: str | Path) -> None:
+        self.path = Path(path)
+        self.recipe_file = self.path / "recipe.toml"
+        self.env_file = self.path / "env.json"
+        self.metrics_file = self.path / "metrics.jsonl"
+        self.checkpoint_file = self.path / "checkpoints" / "last.safetensors"
+        self.model_file = self.path / "model.safetensors"
+        self.result_file = self.path / "result.json"
+
+    def open(self, recipe: Recipe, *, resume: bool, device: str) -> None:
+        """Start or continue a run here.
+
+        Raises:
+            TrainingError: the folder holds a run and ``resume`` is off, or its recipe is another one.
+            DataError: it cannot be written.
+        """
+        if self.recipe_file.exists():
+            if not resume:
+                raise TrainingError(
+                    f"{self.path}: already holds a run. Choose another --out, or go on with it by --resume."
+                )
+            if load_recipe(self.recipe_file) != recipe:
+                raise TrainingError(
+                    f"{self.path}: its recipe.toml is not the recipe given. Resume with the same one, or choose another --out."
+                )
+        write_text(self.recipe_file, recipe.to_toml())
+        write_json(self.env_file, environment(device))
+
+    def rows(self) -> list[dict[str, float]]:
+        """Read the metrics, one row an epoch.
+
+        Raises:
+            DataError: the file is damaged.
+        """
+        if not self.metrics_file.exists():
+            return []
+        try:
+            return [json.loads(line) for line in self.metrics_file.read_text(encoding="utf-8").splitlines()]
+        except ValueError as error:
+            raise DataError(f"{self.metrics_file}: not one JSON object a line ({error}).") from error
+
+    def write_rows(self, rows: list[dict[str, float]]) -> None:
+        """Write all rows anew: a file of a few kilobytes, never half a line."""
+        write_text(self.metrics_file, "".join(json.dumps(row, allow_nan=False) + "\n" for row in rows))
+
+    def write_checkpoint(self, tensors: Mapping[str, Tensor], facts: Mapping[str, Any]) -> None:
+        """Write what :meth:`read_checkpoint` needs to go on."""
+        write_tensors(self.checkpoint_file, tensors, {"format": RUN_FORMAT, "kind": "training", **facts})
+
+    def read_checkpoint(self) -> tuple[dict[str, Tensor], dict[str, Any]] | None:
+        """Read the last checkpoint; None if there is none yet.
+
+        Raises:
+            CheckpointError: it is damaged.
+            TrainingError: it is not a training checkpoint.
+        """
+        if not self.checkpoint_file.exists():
+            return None
+        facts, _ = read_header(self.checkpoint_file)
+        if facts.get("kind") != "training" or facts.get("format") != RUN_FORMAT:
+            raise TrainingError(f"{self.checkpoint_file}: not a training checkpoint of this version.")
+        return read_tensors(self.checkpoint_file), facts
+
+
+def flatten_optimizer(optimizer: torch.optim.Optimizer) -> dict[str, Tensor]:
+    """Name the tensors of an optimizer's state ``<parameter>.<name>``; learning rates follow from the step."""
+    state = optimizer.state_dict()["state"]
+    return {
+        f"{i}.{name}": torch.as_tensor(value)
+        for i, held in state.items()
+        for name, value in held.items()
+        if value is not None
+    }
+
+
+def restore_optimizer(optimizer: torch.optim.Optimizer, tensors: Mapping[str, Tensor]) -> None:
+    """Undo :func:`flatten_optimizer`."""
+    state: dict[int, dict[str, Tensor]] = {}
+    for key, value in tensors.items():
+        index, _, name = key.partition(".")
+        state.setdefault(int(index), {})[name] = value
+    optimizer.load_state_dict({"state": state, "param_groups": optimizer.state_dict()["param_groups"]})
+
+
+def environment(device: str) -> dict[str, str]:
+    """Say what a number depends on besides the recipe: versions, machine, command, commit."""
+    versions = {name: metadata.version(name) for name in ("torch", "torchvision", "timm", "numpy")}
+    facts = {
+        "hardy": __version__,
+        **versions,
+        "python": platform.python_version(),
+        "platform": platform.platform(),
+        "device": torch.cuda.get_device_name() if device.startswith("cuda") else device,
+        "threads": str(torch.get_num_threads()),
+        "command": " ".join([Path(sys.argv[0]).name, *sys.argv[1:]]),
+    }
+    commit = _git_commit()
+    return facts | ({"commit": commit} if commit else {})
+
+
+def _git_commit() -> str:
+    """Give the commit of Hardy's own checkout, with ``-dirty`` where files differ; empty where there is none."""
+    here = Path(__file__).parent
+    try:
+        found = subprocess.run(
+            ["git", "describe", "--always", "--dirty", "--abbrev=12"],  # noqa: S607
+            cwd=here,
+            capture_output=True,
+            text=True,
+            check=False,
+            timeout=10,
+            env={**os.environ, "GIT_OPTIONAL_LOCKS": "0"},
+        )
+    except (OSError, subprocess.TimeoutExpired):
+        return ""
+    return found.stdout.strip() if found.returncode == 0 else ""

@@ -1,0 +1,205 @@
+"""Recipes: everything that decides a run, in one frozen dataclass and one TOML file."""
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any, Literal, cast
+
+from hardy import config
+from hardy.errors import ConfigError, ParameterError, did_you_mean
+from hardy.methods import METHODS, Method
+from hardy.models import Arg
+
+__all__ = ["DataRecipe", "EvaluateRecipe", "ModelRecipe", "Recipe", "TrainRecipe", "build_methods", "load_recipe"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class ModelRecipe:
+    """Which net.
+
+    Attributes:
+        name: As ``hardy.load_model`` takes it; "external" in runs of a module that the caller built.
+        pretrained: True, or a weights file.
+        mean: Overrides the normalisation of the net, in pixels in [0, 1].
+        std: Likewise.
+        args: Further arguments of the builder.
+    """
+
+    name: str
+    pretrained: bool | str = False
+    mean: tuple[float, ...] | None = None
+    std: tuple[float, ...] | None = None
+    args: dict[str, Arg] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, kw_only=True)
+class DataRecipe:
+    """Which images.
+
+    Attributes:
+        name: ``digits``, ``npz:FILE``, ``folder:DIR``, ``cifar10:DIR``; "external" for data that the caller passed.
+        size: Height and width to which a folder's images are resized.
+        limit: Number of training images to use, chosen by the seed.
+        val_fraction: Share of the training images set aside for validation, in [0, 1).
+        augment: What is done to training images: "crop" (pad and crop), "flip" (mirror half of them).
+    """
+
+    name: str
+    size: int | None = None
+    limit: int | None = None
+    val_fraction: float = 0.1
+    augment: tuple[Literal["crop", "flip"], ...] = ("crop", "flip")
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.val_fraction < 1:
+            raise ParameterError(f"val_fraction must be in [0, 1); got {self.val_fraction}.")
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrainRecipe:
+    """How to train.
+
+    Attributes:
+        epochs: Passes over the training images, at least 1.
+        batch_size: Images a step, at least 1.
+        optimizer: "sgd" (Nesterov momentum) or "adamw".
+        lr: Highest learning rate.
+        momentum: Of SGD, in [0, 1).
+        weight_decay: Of all weights but biases, norms and other vectors.
+        schedule: "cosine" to zero, "step" (times ``gamma`` at each milestone), "one_cycle" (up to ``lr`` in the first
+            30 %, then down to zero, by cosines), "constant".
+        milestones: Where "step" steps, as shares of the training, in (0, 1).
+        gamma: Factor of "step".
+        warmup_epochs: Epochs of linear warm-up from near zero; may be a fraction.
+        ema: Decay of an exponential moving average of the weights, which is then what is validated and saved.
+        precision: "32-true", or "bf16-mixed" where the device has it.
+        channels_last: Keep images and weights in channels-last memory order.
+        clip_norm: Largest norm of the gradient; larger ones are scaled down.
+        select: "last" keeps the last weights, "best" those with the best validation accuracy.
+        compile: Compile the objective with ``torch.compile``.
+        loggers: Where to write metrics besides ``metrics.jsonl``.
+    """
+
+    epochs: int = 30
+    batch_size: int = 128
+    optimizer: Literal["sgd", "adamw"] = "sgd"
+    lr: float = 0.1
+    momentum: float = 0.9
+    weight_decay: float = 5e-4
+    schedule: Literal["cosine", "step", "one_cycle", "constant"] = "cosine"
+    milestones: tuple[float, ...] = (0.5, 0.75)
+    gamma: float = 0.1
+    warmup_epochs: float = 0.0
+    ema: float | None = None
+    precision: Literal["32-true", "bf16-mixed"] = "32-true"
+    channels_last: bool = False
+    clip_norm: float | None = None
+    select: Literal["last", "best"] = "last"
+    compile: bool = False
+    loggers: tuple[Literal["csv", "tensorboard", "wandb", "mlflow"], ...] = ()
+
+    def __post_init__(self) -> None:
+        positive = {"epochs": self.epochs, "batch_size": self.batch_size, "lr": self.lr, "gamma": self.gamma}
+        for name, value in positive.items():
+            if not value > 0:
+                raise ParameterError(f"{name} must be above 0; got {value}.")
+        if self.weight_decay < 0 or self.warmup_epochs < 0:
+            raise ParameterError(
+                f"weight_decay and warmup_epochs must be at least 0; got {self.weight_decay}, {self.warmup_epochs}."
+            )
+        if not 0 <= self.momentum < 1:
+            raise ParameterError(f"momentum must be in [0, 1); got {self.momentum}.")
+        if self.ema is not None and not 0 <= self.ema < 1:
+            raise ParameterError(f"ema must be in [0, 1); got {self.ema}.")
+        if self.clip_norm is not None and not self.clip_norm > 0:
+            raise ParameterError(f"clip_norm must be above 0; got {self.clip_norm}. Leave it out for no clipping.")
+        if not all(0 < m < 1 for m in self.milestones) or list(self.milestones) != sorted(set(self.milestones)):
+            raise ParameterError(
+                f"milestones must rise within (0, 1), as shares of the training; got {self.milestones}."
+            )
+
+
+@dataclass(frozen=True, kw_only=True)
+class EvaluateRecipe:
+    """What ``hardy evaluate RUN`` measures, unless its options say otherwise.
+
+    Attributes:
+        axes: Names of axes; None: the default ones.
+        norm: Of the threat.
+        eps: Budget of the threat, in pixels in [0, 1]; "8/255" works.
+        limit: Number of test images, chosen by the seed.
+        steps: Steps of PGD.
+        restarts: Restarts of PGD.
+    """
+
+    axes: tuple[str, ...] | None = None
+    norm: Literal["linf", "l2"] = "linf"
+    eps: float = 8 / 255
+    limit: int | None = None
+    steps: int = 20
+    restarts: int = 1
+
+
+@dataclass(frozen=True, kw_only=True)
+class Recipe:
+    """Everything that decides a run.
+
+    Attributes:
+        seed: Seed of weights, order, augmentation and methods.
+        model: Which net.
+        data: Which images.
+        methods: One table each: ``name`` and the fields of the method.
+        train: How to train.
+        evaluate: What to measure afterwards.
+    """
+
+    seed: int = 0
+    model: ModelRecipe
+    data: DataRecipe
+    methods: tuple[dict[str, Any], ...] = ()
+    train: TrainRecipe = TrainRecipe()
+    evaluate: EvaluateRecipe = EvaluateRecipe()
+
+    def __post_init__(self) -> None:
+        build_methods(self.methods)
+
+    def to_toml(self) -> str:
+        """Write the recipe with all its defaults; :func:`load_recipe` reads it back."""
+        return config.dump(self)
+
+
+def load_recipe(path: str | Path, overrides: Iterable[str] = ()) -> Recipe:
+    """Read a recipe; unknown keys, wrong types and values out of range are errors that name the key.
+
+    Args:
+        path: TOML file.
+        overrides: ``key.sub=value`` texts, applied in order.
+
+    Raises:
+        ConfigError: see above.
+    """
+    return config.build(Recipe, config.read_toml(Path(path), overrides))
+
+
+def build_methods(tables: Sequence[Mapping[str, Any]]) -> list[Method]:
+    """Make the methods that tables with ``name`` and parameters describe.
+
+    Raises:
+        ConfigError: no such method or parameter, or a value out of range; the message starts with ``methods[i]``.
+    """
+    methods: list[Method] = []
+    for i, table in enumerate(tables):
+        name = table.get("name")
+        if name not in METHODS:
+            raise ConfigError(f"methods[{i}].name: unknown method {name!r}; {did_you_mean(str(name), METHODS)}")
+        params = {key: list(v) if isinstance(v, tuple) else v for key, v in table.items() if key != "name"}
+        methods.append(config.build(METHODS[name], params, f"methods[{i}]."))
+    return methods
+
+
+def method_table(method: Method) -> dict[str, Any]:
+    """Describe a method as a recipe does; a user's own class by its name and ``repr``."""
+    for name, cls in METHODS.items():
+        if type(method) is cls:
+            return {"name": name, **asdict(cast("Any", method))}
+    return {"name": type(method).__name__}
