@@ -26,7 +26,7 @@ def read_toml(path: Path, overrides: Iterable[str] = ()) -> dict[str, Any]:
         data = tomllib.loads(path.read_text(encoding="utf-8"))
     except OSError as error:
         raise ConfigError(f"{path}: cannot read ({error.strerror}).") from error
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError, RecursionError) as error:
         raise ConfigError(f"{path}: not TOML: {error}") from error
     for text in overrides:
         override(data, text)
@@ -166,7 +166,7 @@ def _union(args: tuple[Any, ...], value: Any, at: str) -> Any:
 def _number(value: int | str, at: str) -> float:
     try:
         return parse_budget(value)
-    except ConfigError as error:
+    except (ConfigError, OverflowError) as error:
         raise ConfigError(f"{at}: {error}") from error
 
 

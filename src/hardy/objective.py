@@ -8,7 +8,7 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 
 from hardy import seeding
-from hardy.errors import AttachError
+from hardy.errors import AttachError, ShapeError
 from hardy.surgery import Attachment, Context, Insert, attachments, set_keys
 
 __all__ = ["Objective"]
@@ -68,6 +68,9 @@ class Objective(nn.Module):
 
         Returns:
             Logits, and the named weighted losses: scalars with gradients.
+
+        Raises:
+            ShapeError: the model returns something else than logits.
         """
         if key is None:
             rows = torch.arange(len(x), device=x.device)
@@ -79,6 +82,11 @@ class Objective(nn.Module):
                 x, y = held.inputs(x, y, seeding.fold(key, held.root))
             set_keys(self.model, key)
         logits = self.model(x)
+        if not isinstance(logits, Tensor):
+            raise ShapeError(
+                f"Objective: the model must return logits (n, k); got {type(logits).__name__}. "
+                "Switch off auxiliary heads (torchvision: aux_logits=False), or return the first output."
+            )
         losses = {"task": self._task(logits, y).mean()}
         if self.training:
             context = Context(x=x, y=y, logits=logits, key=key)

@@ -1,11 +1,15 @@
 """Result records: what was measured, on which images, how sure it is, and the reasons to distrust it.
 
 A result is two files: ``result.json`` (this schema) and, beside it, ``result.npz`` with one outcome per image and
-point, and the pictures that the report shows. Numbers are numbers, fractions are in [0, 1], what was not measured is absent.
+point, and the pictures that the report shows. Numbers are numbers, fractions are in [0, 1]; what was not
+measured is absent.
 """
 
 import dataclasses
 import json
+import struct
+import zipfile
+import zlib
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -15,7 +19,7 @@ import numpy as np
 import numpy.typing as npt
 
 from hardy.config import build
-from hardy.errors import ConfigError, DataError, ParameterError, did_you_mean
+from hardy.errors import DataError, ParameterError, did_you_mean
 from hardy.safefile import write_atomic, write_json
 from hardy.stats import wilson
 from hardy.threats import Threat
@@ -200,10 +204,9 @@ class Result:
                 raise DataError(
                     f"{path}: format {data.get('format')!r} is not known to this version (it writes {FORMAT})."
                 )
-            with np.load(path.with_suffix(".npz"), allow_pickle=False) as file:
-                arrays = {name: file[name] for name in file.files}
+            arrays = _read_arrays(path.with_suffix(".npz"))
             result = build(Result, data)
-        except (OSError, ValueError, ConfigError, EOFError, RecursionError) as error:
+        except UNREADABLE as error:
             if isinstance(error, DataError):
                 raise
             raise DataError(f"{path}: not a readable result ({error}).") from error
@@ -223,13 +226,29 @@ class Result:
 
 
 ARRAYS = ("outcomes_by_point", "arrays")
+UNREADABLE = (  # what json, zipfile and numpy raise for damaged files
+    *(OSError, ValueError, TypeError, LookupError, EOFError, SyntaxError, ArithmeticError),
+    *(RuntimeError, MemoryError, zipfile.BadZipFile, zlib.error, struct.error),
+)
 
 
 def point(label: str, outcomes: Outcomes, **facts: Any) -> Point:
-    """Make the record of one condition from its outcomes: accuracy, interval and count; ``facts`` are further fields."""
+    """Make the record of one condition from its outcomes: accuracy, interval, count; ``facts`` are further fields."""
     n, right = len(outcomes), int(outcomes.sum())
     low, high = wilson(right, n)
     return Point(label=label, accuracy=right / n, low=low, high=high, n=n, **facts)
+
+
+def _read_arrays(path: Path) -> dict[str, npt.NDArray[Any]]:
+    """Read all arrays of an ``.npz`` without unpickling anything."""
+    with path.open("rb") as stream:
+        file = np.load(stream, allow_pickle=False)
+        if not isinstance(file, np.lib.npyio.NpzFile):
+            raise DataError(f"{path}: the arrays of a result are in an .npz; got one array.")
+        arrays: dict[str, Any] = {name: file[name] for name in file.files}  # a file in it may be no array
+    if alien := [name for name, value in arrays.items() if not isinstance(value, np.ndarray)]:
+        raise DataError(f"{path}: {alien[0]!r} is not an array.")
+    return arrays
 
 
 def _plain(value: Any) -> Any:

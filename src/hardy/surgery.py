@@ -38,6 +38,7 @@ __all__ = [
     "resolve",
     "set_keys",
     "strip",
+    "strip_",
     "without_trace",
 ]
 
@@ -122,8 +123,18 @@ class Attachment:
         return {name: int(step) for name, step in self._counters().items()}
 
     def load_state_dict(self, state: dict[str, int]) -> None:
-        """Continue the random numbers of a stopped run, attached with the same seed."""
-        for name, step in self._counters().items():
+        """Continue the random numbers of a stopped run, attached with the same seed.
+
+        Raises:
+            AttachError: the state is of other random layers.
+        """
+        counters = self._counters()
+        if counters.keys() != state.keys():
+            raise AttachError(
+                f"{self.name}: the state must have {', '.join(counters) or 'nothing'}; "
+                f"got {', '.join(state) or 'nothing'}. Attach at the same sites as in the stopped run."
+            )
+        for name, step in counters.items():
             step.fill_(state[name])
 
     def _counters(self) -> dict[str, Tensor]:
@@ -227,10 +238,15 @@ def strip(model: nn.Module, *, live: bool = False) -> nn.Module:
         A new model on the same device, in the same mode; the given one is left as it is.
     """
     twin = copy.deepcopy(model)
-    for attachment in reversed(attachments(twin)):
-        if live or not attachment.insert.live:
-            attachment._remove()  # noqa: SLF001  (order does not matter: all above it are train-only or go too)
+    strip_(twin, live=live)
     return twin
+
+
+def strip_(model: nn.Module, *, live: bool = False) -> None:
+    """Take the train-only methods off the model itself; with ``live=True`` all."""
+    for attachment in reversed(attachments(model)):
+        if live or not attachment.insert.live:
+            attachment._remove()  # noqa: SLF001  (a train-only layer is the identity for those above it)
 
 
 def set_keys(model: nn.Module, key: Tensor) -> None:
@@ -251,6 +267,9 @@ def insert(model: nn.Module, held: Insert, *, method: str, taps: Sequence[Tap] =
     held.root = seeding.root(held.seed, name)
     held.taps.extend(taps)
     box[name] = held
+    for layer in held.taps.modules():
+        if number > 1 and isinstance(layer, KeyedLayer):  # a second one of a kind draws numbers of its own
+            layer.root = seeding.root(layer.root, name)
     for tap in taps:
         tap.connect(model)
     return Attachment(model, name, held)

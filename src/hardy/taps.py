@@ -75,7 +75,7 @@ class Tap(nn.Module):
         """Register the hooks."""
         self.handles = [
             model.register_forward_pre_hook(self.begin),
-            model.get_submodule(self.name).register_forward_hook(self.count_and_act),
+            model.get_submodule(self.name).register_forward_hook(self.count_and_act, always_call=True),
             model.register_forward_hook(self.end, always_call=True),
         ]
 
@@ -96,7 +96,7 @@ class Tap(nn.Module):
         """Act on the output of the module if this is a chosen call."""
         call = self.count if self.running else self.count % self.total
         self.count += 1
-        if self.calls and call not in self.calls:
+        if y is None or (self.calls and call not in self.calls):  # None: it raised, as checkpointing does to stop early
             return None
         if not isinstance(y, Tensor):
             raise AttachError(f"{self.name}: a site must return a tensor; got {type(y).__name__}. Use a layer inside.")

@@ -40,7 +40,7 @@ class Threat:
 
     def __str__(self) -> str:
         levels = self.eps * 255
-        if self.norm == "linf" and math.isclose(levels, round(levels), rel_tol=1e-6):
+        if self.norm == "linf" and levels < 33 and math.isclose(levels, round(levels), rel_tol=1e-6):
             return f"{self.norm} {round(levels)}/255"
         return f"{self.norm} {self.eps:g}"
 
@@ -53,7 +53,7 @@ PRESETS = {  # as RobustBench names them
 }
 
 
-def parse_budget(text: str | float) -> float:
+def parse_budget(text: str | int | float) -> float:
     """Read a budget written as ``"8/255"``, ``"0.03"`` or a number.
 
     Raises:
@@ -65,10 +65,13 @@ def parse_budget(text: str | float) -> float:
     """
     if isinstance(text, int | float) and not isinstance(text, bool):
         return float(text)
-    match = re.fullmatch(r"\s*(\d+(?:\.\d*)?(?:e-?\d+)?|\.\d+)\s*(?:/\s*(\d+(?:\.\d*)?))?\s*", str(text), re.IGNORECASE)
-    if match is None or (match[2] is not None and float(match[2]) == 0):
+    number = r"(\d+(?:\.\d*)?(?:e[+-]?\d+)?|\.\d+(?:e[+-]?\d+)?)"
+    match = re.fullmatch(rf"\s*{number}\s*(?:/\s*(\d+(?:\.\d*)?))?\s*", str(text), re.IGNORECASE | re.ASCII)
+    below = float(match[2] or 1) if match else 0.0
+    value = float(match[1]) / below if match and below else math.inf
+    if not math.isfinite(value):
         raise ConfigError(f'expected a number or a fraction such as "8/255"; got {text!r}')
-    return float(match[1]) / float(match[2] or 1)
+    return value
 
 
 def parse_threat(text: str) -> Threat:

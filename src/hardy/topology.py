@@ -83,8 +83,9 @@ def stages(model: nn.Module, x: Tensor) -> list[Stage]:
     if x.ndim != 4:
         raise ShapeError(f"stages: x must be (n, c, h, w); got {tuple(x.shape)}.")
     with _trace(model) as calls, without_trace(model, x):
-        model(x)
-    convs = _main_convs(calls)
+        logits = model(x)
+    side = _side_branches(calls)
+    convs = _main_convs(calls, side, logits)
     if not convs:
         raise LayerNotFoundError(f"{type(model).__name__} has no convolution on images: Hardy works on CNNs.")
     stem = _stem(model, [call.name for call in convs])
@@ -97,7 +98,8 @@ def stages(model: nn.Module, x: Tensor) -> list[Stage]:
     ]
     begin = min((i for i, c in enumerate(calls) if c.name in {m.name for m in convs} - stem), default=len(calls))
     spans = {"stem": calls[:begin]}
-    return [_stage(name, group, spans.get(name, calls[begin:]), norms, x) for name, group in groups if group]
+    spans["rest"] = [call for i, call in enumerate(calls) if i >= begin and i not in side]
+    return [_stage(name, group, spans.get(name, spans["rest"]), norms, x) for name, group in groups if group]
 
 
 def is_stage(site: str) -> bool:
@@ -144,19 +146,37 @@ def _trace(model: nn.Module) -> Iterator[list[_Call]]:
             handle.remove()
 
 
-def _main_convs(calls: Sequence[_Call]) -> list[_Call]:
-    """Keep the first call of each convolution on images, without side branches on pooled pixels."""
+def _main_convs(calls: Sequence[_Call], side: set[int], logits: object) -> list[_Call]:
+    """Keep the first call of each convolution on images, without side branches and without the head."""
     kept: dict[str, _Call] = {}
     one_pixel = False  # whether the main path itself is down to one pixel
-    for call in calls:
+    for i, call in enumerate(calls):
         if not isinstance(call.module, nn.Conv2d) or call.given is None or call.out.ndim != 4:
             continue
-        spatial = max(call.given.shape[2:]) > 1
-        if not spatial and not one_pixel and max(call.module.kernel_size) == 1:
+        pooled = i in side or (max(call.given.shape[2:]) == 1 and not one_pixel)
+        if pooled and max(call.module.kernel_size) == 1:
             continue
         one_pixel |= max(call.out.shape[2:]) == 1
         kept.setdefault(call.name, call)
-    return list(kept.values())
+    convs = list(kept.values())
+    linear = any(isinstance(call.module, nn.Linear) for call in calls)
+    head = not linear and isinstance(logits, Tensor) and len(convs) > 1 and convs[-1].out.shape[1] == logits.shape[-1]
+    return convs[:-1] if head else convs
+
+
+def _side_branches(calls: Sequence[_Call]) -> set[int]:
+    """Number the calls that return one pixel because something was pooled, by a module or by arithmetic."""
+    pooled: dict[int, bool] = {}  # tensor -> whether it is on a side branch
+    side = set()
+    for i, call in enumerate(calls):
+        if call.given is None or call.out.ndim != 4 or call.given.ndim != 4:
+            continue
+        # a 1x1 convolution of one pixel that no module returned: of a mean
+        mean = isinstance(call.module, nn.Conv2d) and max(*call.module.kernel_size, *call.given.shape[2:]) == 1
+        aside = "Adaptive" in type(call.module).__name__ or pooled.get(id(call.given), mean)
+        if pooled.setdefault(id(call.out), aside and max(call.out.shape[2:]) == 1):
+            side.add(i)
+    return side
 
 
 def _stem(model: nn.Module, order: Sequence[str]) -> set[str]:
@@ -197,7 +217,9 @@ def _norm_sites(calls: Sequence[_Call]) -> dict[str, str]:
         if source is not None and isinstance(source.module, nn.Conv2d) and _is_norm(call.module):
             fused = isinstance(getattr(call.module, "drop", None), nn.Module) and hasattr(call.module, "act")
             sites.setdefault(source.name, f"{call.name}.drop" if fused else call.name)
-        if not isinstance(call.module, nn.Identity):
+        maker = producer.get(id(call.out))
+        wraps = maker is not None and maker.name.startswith(f"{call.name}.")  # a container returns its child's
+        if not wraps and not isinstance(call.module, nn.Identity):
             producer[id(call.out)] = call
     return sites
 

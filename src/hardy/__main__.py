@@ -1,0 +1,5 @@
+"""``python -m hardy``."""
+
+from hardy.cli.main import main
+
+main()
