@@ -4,7 +4,7 @@ from collections.abc import Sequence
 
 from torch import Tensor, nn
 
-from hardy.stages import Stage, first_conv, is_stage, pick, stages
+from hardy.topology import Stage, first_conv, is_stage, pick, stages
 
 __all__ = ["after_norm", "early"]
 

@@ -28,10 +28,10 @@ CARD = Card(
     url="https://arxiv.org/abs/1911.08432",
     kind="layer",
     live=True,
-    attaches="the outputs of convolutions with a kernel above 1 (all, if there are none) in the stem and the first half "
-    "of the stages, after their norm and before the activation",
+    attaches="the outputs of convolutions with a kernel above 1 (all, if there are none) in the stem and the first "
+    "half of the stages, after their norm and before the activation",
     deviations=(
-        "Zeros are drawn exactly and over the whole tensor, as in the released code; the text says within each channel.",
+        "Zeros are exact over the whole tensor, as in the released code; the text says within each channel.",
         "On any net by the rule above; the paper's placement for CIFAR ResNet-18 also masks the projection shortcut.",
     ),
     notes=(
@@ -74,7 +74,7 @@ class DefectiveMask2d(nn.Module):
     def forward(self, x: Float[Tensor, "n c h w"]) -> Float[Tensor, "n c h w"]:
         if x.shape[1:] != self.mask.shape:
             raise ShapeError(
-                f"defective_conv: the mask was made for {tuple(self.mask.shape)} feature maps; got {tuple(x.shape[1:])}. "
+                f"defective_conv: the mask is for {tuple(self.mask.shape)} feature maps; got {tuple(x.shape[1:])}. "
                 "A net with masks works at the input size it was attached with: resize the images to it."
             )
         return x * self.mask.to(x.dtype)

@@ -82,7 +82,7 @@ def local_feature_mask(
     filled = _fill_boxes(
         x[rows], gate[rows], key[rows], channel_ratio=channel_ratio, area=area, aspect=aspect, fill=fill
     )
-    return x.index_copy(0, rows, filled)
+    return x.clone().index_copy_(0, rows, filled)  # the out-of-place one does not keep the memory format
 
 
 def _fill_boxes(
@@ -100,6 +100,7 @@ def _fill_boxes(
     chosen = (rank < max(1, round(channel_ratio * c))) & gate[:, None]
     inside = boxes(key, c, (h, w), area=area, aspect=aspect) & chosen[:, :, None, None]
     value = seeding.uniform(key, 2, (c,)).to(x.dtype)[:, :, None, None] if fill == "uniform" else x.new_tensor(fill)
+    inside = torch.empty_like(x, dtype=torch.bool).copy_(inside)  # in the memory format of x, which where() then keeps
     return torch.where(inside, value, x)
 
 
@@ -114,7 +115,8 @@ def boxes(
     """Draw one box for each row and channel, as Random Erasing does (Zhong et al., AAAI 2020, Algorithm 1).
 
     The area is uniform in ``area`` times the map, the aspect uniform in ``aspect``, the place uniform where the box
-    fits; the first of a few draws that is smaller than the map in both directions counts, and none leaves the channel free.
+    fits; sides are rounded, to at least one pixel. The first of a few draws that is smaller than the map in both
+    directions counts, and none leaves the channel free.
 
     Returns:
         True inside the boxes.
@@ -123,7 +125,7 @@ def boxes(
     u = seeding.uniform(key, 3, (4, TRIES, num_channels))
     s = (area[0] + (area[1] - area[0]) * u[:, 0]) * (h * w)
     q = aspect[0] + (aspect[1] - aspect[0]) * u[:, 1]
-    height, width = torch.round(torch.sqrt(s * q)), torch.round(torch.sqrt(s / q))
+    height, width = (torch.round(torch.sqrt(side)).clamp(min=1) for side in (s * q, s / q))
     fits = (height < h) & (width < w)
     first = fits.int().argmax(dim=1, keepdim=True)  # (n, 1, c): the first draw that fits
     some = fits.any(dim=1)

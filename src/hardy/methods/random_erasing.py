@@ -4,6 +4,7 @@ Zhong, Zheng, Kang, Li, Yang. "Random erasing data augmentation". AAAI 2020, htt
 (Algorithm 1). Here as a method, so that it is keyed and paired like the others.
 """
 
+import math
 from dataclasses import dataclass
 from typing import Literal
 
@@ -59,6 +60,7 @@ def random_erasing(
     inside = boxes(key, 1, (x.shape[2], x.shape[3]), area=area, aspect=aspect)
     inside &= (seeding.uniform(key, 0, ()) < p)[:, None, None, None]
     value = seeding.uniform(key, 4, x.shape[1:]).to(x.dtype) if fill == "uniform" else x.new_tensor(fill)
+    inside = torch.empty_like(x, dtype=torch.bool).copy_(inside)  # in the memory format of x, which where() then keeps
     return torch.where(inside, value, x)
 
 
@@ -90,10 +92,12 @@ class RandomErasing:
         in_range("RandomErasing", "p", self.p, 0, 1)
         if not 0 < self.area[0] <= self.area[1] <= 1:
             raise ParameterError(f"RandomErasing: area must be 0 < low <= high <= 1; got {self.area}.")
-        if not 0 < self.aspect[0] <= self.aspect[1]:
+        if not (0 < self.aspect[0] <= self.aspect[1] and math.isfinite(self.aspect[1])):
             raise ParameterError(f"RandomErasing: aspect must be 0 < low <= high; got {self.aspect}.")
+        if not isinstance(self.fill, int | float) and self.fill != "uniform":
+            raise ParameterError(f"RandomErasing: fill must be a number or 'uniform'; got {self.fill!r}.")
         if self.fill != "uniform":
-            in_range("RandomErasing", "fill", float(self.fill), 0, 1)
+            in_range("RandomErasing", "fill", self.fill, 0, 1)
 
     def attach(self, model: nn.Module, *, example: Tensor, seed: int) -> surgery.Attachment:  # noqa: ARG002
         """Erase in the batches that ``Objective`` gives to the model; changes no layer."""

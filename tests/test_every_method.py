@@ -1,0 +1,361 @@
+"""The contract: every method in the table obeys it on every kind of net, and no method file escapes the table."""
+
+import copy
+import dataclasses
+import math
+import pickle
+import tomllib
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import timm
+import torch
+import torch.nn.functional as F
+import torchvision
+from torch import Tensor, nn
+
+import hardy.methods
+from hardy import config, seeding
+from hardy.methods import CARDS, METHODS, Method
+from hardy.objective import Objective
+from hardy.surgery import Insert, attach, attachments, strip
+from hardy.taps import After
+
+FOLDER = Path(hardy.methods.__file__).parent
+CLASSES = 4
+LAYERS = [name for name, card in CARDS.items() if card.kind == "layer"]
+TRAIN_ONLY = [name for name, card in CARDS.items() if not card.live]
+KEY = seeding.keys(seeding.root(0, "images"), torch.arange(4))
+STRONG: dict[str, dict[str, Any]] = {  # so that every image is changed
+    "lfm": {"p": 1.0},
+    "spatial_dropout": {"p": 0.5},
+    "random_erasing": {"p": 1.0},
+    "gaussian_noise": {"p": 1.0},
+    "label_smoothing": {"smoothing": 0.5},
+    "defective_conv": {},
+}
+
+
+class InPlace(nn.Module):
+    """Functional in-place operations everywhere."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv1, self.bn1 = nn.Conv2d(3, 8, 3, padding=1), nn.BatchNorm2d(8)
+        self.conv2, self.bn2 = nn.Conv2d(8, 8, 3, 2, padding=1), nn.BatchNorm2d(8)
+        self.conv3, self.bn3 = nn.Conv2d(8, 8, 3, 2, padding=1), nn.BatchNorm2d(8)
+        self.fc = nn.Linear(8, CLASSES)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = F.relu_(self.bn1(self.conv1(x)))
+        y = self.bn2(self.conv2(x))
+        y += x[:, :, ::2, ::2]
+        y = self.bn3(self.conv3(F.relu_(y))).mul_(0.5).relu_()
+        out: Tensor = self.fc(y.mean((2, 3)))
+        return out
+
+
+def vgg() -> nn.Module:
+    layers: list[nn.Module] = []
+    for inputs, outputs in ((3, 8), (8, 16), (16, 16)):
+        layers += [nn.Conv2d(inputs, outputs, 3, padding=1), nn.BatchNorm2d(outputs), nn.ReLU(True), nn.MaxPool2d(2)]
+    return nn.Sequential(*layers, nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(16, CLASSES))
+
+
+def norm_free() -> nn.Module:
+    layers: list[nn.Module] = []
+    for inputs, outputs in ((3, 8), (8, 8), (8, 8)):
+        layers += [nn.Conv2d(inputs, outputs, 3, 2, padding=1), nn.ELU(inplace=True)]
+    return nn.Sequential(*layers, nn.Flatten(), nn.Linear(8 * 16, CLASSES))
+
+
+NETS: dict[str, Callable[[], nn.Module]] = {
+    "timm_resnet": lambda: timm.create_model("resnet10t", num_classes=CLASSES),
+    "timm_mobilenet": lambda: timm.create_model("mobilenetv3_small_050", num_classes=CLASSES),
+    "torchvision_resnet": lambda: torchvision.models.resnet18(num_classes=CLASSES),
+    "densenet": lambda: torchvision.models.DenseNet(8, (2, 2, 2), 16, num_classes=CLASSES),
+    "vgg": vgg,
+    "norm_free": norm_free,
+    "in_place": InPlace,
+}
+
+
+@pytest.fixture
+def x() -> Tensor:
+    return torch.rand(4, 3, 32, 32, generator=torch.Generator().manual_seed(0))
+
+
+@pytest.fixture
+def y() -> Tensor:
+    return torch.arange(4) % CLASSES
+
+
+def make(net: str) -> nn.Module:
+    torch.manual_seed(0)
+    return NETS[net]()
+
+
+def strong(name: str) -> Method:
+    method: Method = METHODS[name](**STRONG[name])
+    return method
+
+
+def hooks(model: nn.Module) -> int:
+    return sum(len(m._forward_hooks) + len(m._forward_pre_hooks) for m in model.modules())
+
+
+class TestTable:
+    def test_lists_every_file(self) -> None:
+        assert sorted(METHODS) == sorted(p.stem for p in FOLDER.glob("[!_]*.py"))
+        assert list(METHODS) == list(CARDS)
+        assert {cls.__name__ for cls in METHODS.values()} <= set(hardy.methods.__all__)
+
+    @pytest.mark.parametrize("name", METHODS)
+    def test_every_method_has_a_card_and_a_test(self, name: str) -> None:
+        card = CARDS[name]
+        assert card.name == name and card.url.startswith("https://") and card.summary.endswith(".")
+        assert all((card.paper, card.attaches)) and card.kind in {"layer", "input", "loss"}
+        assert any(year in card.paper for year in map(str, range(1990, 2030)))
+        assert all(text.endswith(".") for text in (*card.deviations, *card.notes))
+        assert (Path(__file__).parent / "methods" / f"test_{name}.py").exists()
+        doc = METHODS[name].__doc__
+        assert doc is not None
+        for f in dataclasses.fields(METHODS[name]):
+            assert f"\n        {f.name}: " in doc or f"\n    {f.name}: " in doc  # each default is explained
+
+    @pytest.mark.parametrize("name", METHODS)
+    def test_the_spec_is_a_value(self, name: str) -> None:
+        spec = METHODS[name]()
+        assert spec == METHODS[name]() and hash(spec) == hash(METHODS[name]())
+        assert pickle.loads(pickle.dumps(spec)) == spec == copy.deepcopy(spec)  # noqa: S301
+        assert repr(spec).startswith(f"{METHODS[name].__name__}(") and isinstance(spec, Method)
+        with pytest.raises(dataclasses.FrozenInstanceError):
+            setattr(spec, dataclasses.fields(spec)[0].name, 0.0)
+
+    @pytest.mark.parametrize("name", METHODS)
+    def test_the_spec_goes_through_toml(self, name: str) -> None:
+        assert config.build(METHODS[name], {}) == METHODS[name]()
+        for spec in (METHODS[name](), METHODS[name](**STRONG[name])):
+            assert config.build(METHODS[name], tomllib.loads(config.dump(spec))) == spec
+
+
+@pytest.mark.parametrize("net", NETS)
+@pytest.mark.parametrize("name", METHODS)
+def test_trains_on_any_net_and_leaves_no_trace(name: str, net: str, x: Tensor, y: Tensor) -> None:
+    model = make(net)
+    tree, before, rng = list(model.named_modules()), copy.deepcopy(model.state_dict()), torch.get_rng_state()
+    modes, plain = [m.training for m in model.modules()], copy.deepcopy(model)
+    a = METHODS[name]().attach(model, example=x, seed=0)
+    assert [a.name for a in attachments(model)] == [name] and a.insert.live is CARDS[name].live
+    assert bool(a.sites) is (CARDS[name].kind == "layer")
+    # paired: neither weights nor modes nor the global generator have moved
+    assert all(torch.equal(model.state_dict()[key], value) for key, value in before.items())
+    assert [m.training for _, m in tree] == modes and torch.equal(torch.get_rng_state(), rng)
+    objective = Objective(model)
+    optimizer = torch.optim.SGD(objective.parameters(), lr=0.01)
+    for step in range(2):
+        logits, losses = objective(x, y, seeding.fold(KEY, step))
+        loss = torch.stack(list(losses.values())).sum()
+        assert logits.shape == (4, CLASSES) and math.isfinite(loss.item())
+        optimizer.zero_grad()
+        loss.backward()
+        assert all(p.grad is not None and p.grad.isfinite().all() for p in model.parameters())
+        optimizer.step()
+    assert torch.equal(torch.get_rng_state(), rng)
+    a.detach()
+    assert list(model.named_modules()) == tree and list(model.state_dict()) == list(before) and hooks(model) == 0
+    plain.load_state_dict(model.state_dict())
+    assert torch.equal(model.eval()(x), plain.eval()(x))
+
+
+@pytest.mark.parametrize("net", ["vgg", "densenet", "in_place"])
+@pytest.mark.parametrize("name", METHODS)
+class TestEach:
+    def test_changes_a_training_step_and_nothing_else(self, name: str, net: str, x: Tensor, y: Tensor) -> None:
+        model = make(net)
+        twin, want = copy.deepcopy(model), copy.deepcopy(model).eval()(x)
+        strong(name).attach(model, example=x, seed=0)
+        torch.manual_seed(1)
+        _, losses = Objective(model)(x, y, KEY)
+        torch.manual_seed(1)
+        _, plain = Objective(twin)(x, y, KEY)
+        assert abs(losses["task"] - plain["task"]) > 1e-5
+        model = make(net)
+        strong(name).attach(model, example=x, seed=0)
+        for each in (model.eval(), Objective(model).eval()):
+            got = each(x) if each is model else each(x, y, KEY)[0]
+            assert torch.equal(got, want) is not CARDS[name].live
+        twin = strip(model)
+        assert torch.equal(twin(x), model(x)) and (hooks(twin) > 0) is (
+            CARDS[name].live and CARDS[name].kind == "layer"
+        )
+        assert torch.equal(strip(model, live=True)(x), want)
+
+    def test_adds_no_parameters_and_buffers_only_if_live(self, name: str, net: str, x: Tensor, y: Tensor) -> None:
+        model = make(net)
+        keys, parameters = list(model.state_dict()), len(list(model.parameters()))
+        METHODS[name]().attach(model, example=x, seed=0)
+        assert len(list(model.parameters())) == parameters
+        added = [key for key in model.state_dict() if key not in keys]
+        assert bool(added) is CARDS[name].live and all(key.startswith(f"_hardy.{name}.") for key in added)
+
+    def test_copies_by_deepcopy_and_pickle_compute_the_same(self, name: str, net: str, x: Tensor, y: Tensor) -> None:
+        model = make(net)
+        strong(name).attach(model, example=x, seed=0)
+        twins = [copy.deepcopy(model), pickle.loads(pickle.dumps(model))]  # noqa: S301
+        results = []
+        for each in (model, *twins):
+            torch.manual_seed(1)
+            results.append(Objective(each, attachments(each))(x, y, KEY)[1]["task"])
+        assert results[0] == results[1] == results[2]
+
+    def test_seed_and_key_matter_where_something_is_drawn(self, name: str, net: str, x: Tensor, y: Tensor) -> None:
+        def loss(seed: int, key: Tensor) -> float:
+            model = make(net)
+            strong(name).attach(model, example=x, seed=seed)
+            torch.manual_seed(1)
+            return Objective(model)(x, y, key)[1]["task"].item()
+
+        assert loss(0, KEY) == loss(0, KEY)
+        assert (loss(0, KEY) != loss(1, KEY)) is (CARDS[name].kind != "loss")
+        assert (loss(0, KEY) != loss(0, KEY + 1)) is (CARDS[name].kind != "loss" and not CARDS[name].live)
+
+
+@pytest.mark.parametrize("name", METHODS)
+class TestForms:
+    """Low precision, memory format, no gradients, odd sizes."""
+
+    def test_autocast_and_bfloat16(self, name: str, x: Tensor, y: Tensor) -> None:
+        seen: list[torch.dtype] = []
+        model = make("vgg")
+        a = strong(name).attach(model, example=x, seed=0)
+        for tap in a.insert.taps:
+            tap.get_submodule("layer").register_forward_hook(
+                lambda _m, args, out: seen.extend([args[0].dtype, out.dtype])
+            )
+        with torch.autocast("cpu", dtype=torch.bfloat16):
+            logits, losses = Objective(model)(x, y, KEY)
+        assert logits.dtype == torch.bfloat16 and losses["task"].dtype == torch.float32
+        losses["task"].backward()
+        assert seen[::2] == seen[1::2] and bool(seen) is (name in LAYERS)
+        model.zero_grad()
+        logits, losses = Objective(model.bfloat16())(x.bfloat16(), y, KEY)
+        assert logits.dtype == torch.bfloat16 and math.isfinite(losses["task"].item())
+
+    def test_channels_last(self, name: str, x: Tensor, y: Tensor) -> None:
+        formats: list[bool] = []
+        model = make("vgg").to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+        x = x.contiguous(memory_format=torch.channels_last)
+        strong(name).attach(model, example=x, seed=0)
+        for module in model.modules():
+            if isinstance(module, nn.Conv2d | nn.BatchNorm2d | After):
+                site = module.layer if isinstance(module, After) else module
+                site.register_forward_hook(
+                    lambda _m, args, out: formats.extend(
+                        t.is_contiguous(memory_format=torch.channels_last) for t in (args[0], out)
+                    )
+                )
+        Objective(model)(x, y, KEY)[1]["task"].backward()
+        assert len(formats) >= 12 and all(formats)
+
+    def test_no_grad_and_a_batch_of_one(self, name: str, x: Tensor, y: Tensor) -> None:
+        model = make("norm_free")
+        strong(name).attach(model, example=x, seed=0)
+        with torch.no_grad():
+            whole, losses = Objective(model)(x, y, KEY)
+            alone, _ = Objective(model)(x[2:3], y[2:3], KEY[2:3])
+        torch.testing.assert_close(alone, whole[2:3])
+        assert not losses["task"].requires_grad
+
+    @pytest.mark.parametrize("size", [(33, 17), (16, 16), (9, 31)])
+    def test_odd_sizes(self, name: str, size: tuple[int, int], y: Tensor) -> None:
+        model, x = make("in_place"), torch.rand(4, 3, *size)
+        strong(name).attach(model, example=x[:1], seed=0)
+        Objective(model)(x, y, KEY)[1]["task"].backward()
+        assert all(p.grad is not None and p.grad.isfinite().all() for p in model.parameters())
+
+    def test_soft_labels(self, name: str, x: Tensor) -> None:
+        model = make("vgg")
+        strong(name).attach(model, example=x, seed=0)
+        _, losses = Objective(model)(x, torch.full((4, CLASSES), 1 / CLASSES), KEY)
+        assert math.isfinite(losses["task"].item())
+
+    def test_moves_with_the_model(self, name: str, x: Tensor, y: Tensor) -> None:
+        model = make("vgg")
+        strong(name).attach(model, example=x, seed=0)
+        model.double()
+        assert all(t.dtype == torch.float64 for t in (*model.parameters(), *model.buffers()) if t.is_floating_point())
+        logits, _ = Objective(model)(x.double(), y, KEY)
+        assert logits.dtype == torch.float64
+
+
+class TestTogether:
+    @pytest.mark.parametrize("net", NETS)
+    def test_all_at_once_train_and_detach(self, net: str, x: Tensor, y: Tensor) -> None:
+        model = make(net)
+        tree, want = list(model.named_modules()), copy.deepcopy(model).eval()(x)
+        a = attach(model, [METHODS[name]() for name in METHODS], example=x, seed=0)
+        assert [each.name for each in a] == list(METHODS)
+        logits, losses = Objective(model, a)(x, y, KEY)
+        losses["task"].backward()
+        assert math.isfinite(losses["task"].item()) and logits.shape == (4, CLASSES)
+        twin = copy.deepcopy(model)
+        assert [each.name for each in attachments(strip(model))] == ["defective_conv"]
+        model.load_state_dict(make(net).state_dict(), strict=False)
+        a.detach()
+        assert list(model.named_modules()) == tree and hooks(model) == 0
+        assert torch.equal(model.eval()(x), want)
+        assert len(attachments(twin)) == len(METHODS)
+
+    def test_order_does_not_matter_to_what_each_draws(self, x: Tensor, y: Tensor) -> None:
+        logits = []
+        names = [name for name in METHODS if name not in {"random_erasing", "gaussian_noise"}]  # one input method
+        for order in ([*names, "gaussian_noise"], ["gaussian_noise", *reversed(names)]):
+            model = make("in_place")
+            attach(model, [METHODS[name]() for name in order], example=x, seed=0)
+            logits.append(Objective(model)(x, y, KEY)[0])
+        assert torch.equal(*logits)
+
+    def test_checkpointing_of_timm_gives_the_gradients_of_the_plain_net(self, x: Tensor, y: Tensor) -> None:
+        grads, sites = [], ("conv1.0", "layer1.0.bn1", "layer2.0", "layer3.0.act2")
+        methods = [METHODS["spatial_dropout"](p=0.3, sites=sites), METHODS["lfm"](p=1.0), METHODS["defective_conv"]()]
+        for checkpointing in (False, True):
+            model = make("timm_resnet")
+            model.set_grad_checkpointing(checkpointing)  # type: ignore[operator]
+            attach(model, methods, example=x, seed=0)
+            Objective(model)(x, y, KEY)[1]["task"].backward()
+            grads.append([p.grad for p in model.parameters()])
+        assert all(torch.equal(a, b) for a, b in zip(*grads, strict=True))
+
+    def test_forward_features_of_timm_is_the_whole_without_its_head(self, x: Tensor) -> None:
+        model = make("timm_resnet").eval()
+        attach(model, [METHODS[name]() for name in METHODS], example=x, seed=0)
+        for _ in range(2):
+            assert torch.equal(model.forward_head(model.forward_features(x)), model(x))  # type: ignore[operator]
+
+    def test_one_that_cannot_leaves_nothing(self, x: Tensor) -> None:
+        model = make("vgg")
+        tree = list(model.named_modules())
+        methods = [*(METHODS[name]() for name in METHODS), METHODS["lfm"](sites=("nowhere",))]
+        with pytest.raises(hardy.errors.LayerNotFoundError, match="nowhere"):
+            attach(model, methods, example=x, seed=0)
+        assert list(model.named_modules()) == tree and hooks(model) == 0
+
+    def test_a_users_own_method_is_a_first_class_citizen(self, x: Tensor, y: Tensor) -> None:
+        @dataclasses.dataclass(frozen=True)
+        class Shift:
+            by: float
+
+            def attach(self, model: nn.Module, *, example: Tensor, seed: int) -> hardy.surgery.Attachment:
+                held = ShiftInsert(self, seed=seed)
+                return hardy.surgery.insert(model, held, method="shift")
+
+        class ShiftInsert(Insert):
+            def inputs(self, x: Tensor, y: Tensor, key: Tensor) -> tuple[Tensor, Tensor]:
+                return (x + self.spec.by).clamp(0, 1), y
+
+        model = make("norm_free")
+        attach(model, [Shift(0.25), METHODS["label_smoothing"]()], example=x, seed=0)
+        torch.testing.assert_close(Objective(model)(x, y, KEY)[0], model((x + 0.25).clamp(0, 1)))
