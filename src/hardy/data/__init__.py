@@ -1,0 +1,8 @@
+"""Data: labelled images in memory, and the pipeline that turns them into batches."""
+
+from hardy.data.array import ArrayData
+from hardy.data.load import LOADERS, load_data
+from hardy.data.pipeline import Augment, Batches
+from hardy.data.rows import Rows, Split
+
+__all__ = ["LOADERS", "ArrayData", "Augment", "Batches", "Rows", "Split", "load_data"]
