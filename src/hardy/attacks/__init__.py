@@ -1,0 +1,104 @@
+"""Ways to search inside a threat. These tables are the registry; nothing registers itself on import."""
+
+from collections.abc import Callable, Sequence
+
+from jaxtyping import Float, Int
+from torch import Tensor, nn
+
+from hardy.attacks import fgsm, noise, pgd
+from hardy.attacks._card import Card
+from hardy.attacks.fgsm import FGSM
+from hardy.attacks.goal import Goal
+from hardy.attacks.noise import Noise
+from hardy.attacks.pgd import PGD
+from hardy.attacks.run import AttackResult, run
+from hardy.attacks.state import AnyAttack, Attack, ForeignAttack, Progress, Query, Stop
+from hardy.errors import ParameterError, did_you_mean
+from hardy.threats import Threat
+
+__all__ = [
+    "ATTACKS",
+    "CARDS",
+    "FGSM",
+    "PGD",
+    "Attack",
+    "AttackResult",
+    "Card",
+    "Goal",
+    "Noise",
+    "Progress",
+    "Query",
+    "attack",
+]
+
+ATTACKS: dict[str, Callable[[], AnyAttack]] = {"fgsm": FGSM, "pgd": PGD, "noise": Noise}
+CARDS: dict[str, Card] = {"fgsm": fgsm.CARD, "pgd": pgd.CARD, "noise": noise.CARD}
+
+
+def attack(
+    model: nn.Module,
+    x: Float[Tensor, "n c h w"],
+    y: Int[Tensor, "n"],
+    name_or_attack: str | AnyAttack | ForeignAttack,
+    *,
+    threat: Threat,
+    targets: Int[Tensor, "n"] | None = None,
+    rows: Int[Tensor, "n"] | None = None,
+    seed: int = 0,
+    batch_size: int = 128,
+    sources: Sequence[nn.Module] | None = None,
+    stop: Stop | None = None,
+    on_progress: Callable[[Progress], None] | None = None,
+) -> AttackResult:
+    """Search for images inside the threat that the model gets wrong.
+
+    An image that the model already gets wrong (or, with targets, already puts into its target class) is not attacked:
+    it comes back unchanged, as a success. Verdicts depend on the seed and each image's row number only, not on batch
+    size, order or the other images; only margins under 1e-5 may fall on the other side, as float sums depend on shapes.
+    (Which of several adversarial images comes back may depend on the batch: the first that was found.)
+
+    Args:
+        model: Returns logits (n, k) for pixels in [0, 1]; in eval mode, which is not switched here.
+        x: Images, float32 in [0, 1].
+        y: True classes.
+        name_or_attack: Name in :data:`ATTACKS`, an attack such as ``PGD(steps=100)``, or any callable
+            ``(model, x, y) -> x_adv``. A callable is given the targets as ``y`` if there are any; what it returns
+            outside ball or box counts as a failed attempt, with a warning, and comes back as the plain image.
+        threat: Norm and budget.
+        targets: Class that each image must be turned into; success is then nothing else.
+        rows: Identity of each image, such as its place in the data set; the source of its randomness. Default: its
+            place in ``x``.
+        seed: Seed of all random draws.
+        batch_size: Rows per pass, at least 1.
+        sources: Nets to search on instead of ``model`` (transfer); logits are averaged. The model is then only asked at
+            the end, unless ``stop="first_success"``, which tries every point that fools the sources on the model.
+        stop: Overrides the attack's own rule; "never" spends the whole budget and gives the final point, the default
+            with ``sources``.
+        on_progress: Called as the search goes on.
+
+    Returns:
+        One row per image, on the device of ``x``.
+
+    Raises:
+        ParameterError: unknown attack, train mode, a norm the attack is not defined for, targets equal to labels.
+        ShapeError: ``x`` is not n c h w, the model does not return (n, k).
+        DataError: pixels outside [0, 1], labels outside the outputs, another dtype or device.
+    """
+    if isinstance(name_or_attack, str):
+        if name_or_attack not in ATTACKS:
+            raise ParameterError(f"attack: unknown attack {name_or_attack!r}; {did_you_mean(name_or_attack, ATTACKS)}")
+        name_or_attack = ATTACKS[name_or_attack]()
+    return run(
+        model,
+        x,
+        y,
+        name_or_attack,
+        threat=threat,
+        targets=targets,
+        rows=rows,
+        seed=seed,
+        batch_size=batch_size,
+        sources=sources,
+        stop=stop,
+        on_progress=on_progress,
+    )
