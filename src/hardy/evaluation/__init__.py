@@ -1,0 +1,18 @@
+"""Honest evaluation: one file per axis of robustness, and the checks that distrust it."""
+
+from hardy.evaluation.checks import DERIVED, FULL
+from hardy.evaluation.context import AxisProgress, Budget, Context, Measured, NotMeasured, Source
+from hardy.evaluation.run import AXES, evaluate
+
+__all__ = [
+    "AXES",
+    "DERIVED",
+    "FULL",
+    "AxisProgress",
+    "Budget",
+    "Context",
+    "Measured",
+    "NotMeasured",
+    "Source",
+    "evaluate",
+]

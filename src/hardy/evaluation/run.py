@@ -1,0 +1,200 @@
+"""One evaluation: guards, axes, checks, record."""
+
+import dataclasses
+import time
+from collections.abc import Callable, Sequence
+from typing import Any, Literal
+
+import numpy.typing as npt
+from torch import Tensor, nn
+
+from hardy.attacks.guards import check_eval
+from hardy.attacks.passes import sealed_rng
+from hardy.attacks.state import Progress
+from hardy.environment import environment
+from hardy.errors import ParameterError, did_you_mean
+from hardy.evaluation import clean, eps_curve, noise, texture, transfer, white_box
+from hardy.evaluation.checks import DERIVED, FULL
+from hardy.evaluation.context import AxisProgress, Budget, Context, Measured, NotMeasured
+from hardy.evaluation.guards import guards
+from hardy.evaluation.inputs import Batches, Nets, device_of, identities, images, sources_of
+from hardy.evaluation.pictures import pictures
+from hardy.evaluation.verdicts import verdict
+from hardy.results import Check, Result
+from hardy.threats import Threat
+
+__all__ = ["AXES", "evaluate"]
+
+AXES: dict[str, Callable[[Context], Measured | NotMeasured]] = {
+    "clean": clean.measure,
+    "noise": noise.measure,
+    "white_box": white_box.measure,
+    "eps_curve": eps_curve.measure,
+    "transfer": transfer.measure,
+    "texture": texture.measure,
+}
+
+
+def evaluate(
+    model: nn.Module,
+    x: Tensor | Batches,
+    y: Tensor | None = None,
+    *,
+    threat: Threat = Threat("linf", 8 / 255),  # noqa: B008  (frozen)
+    axes: Sequence[str] | None = None,
+    sources: Nets = (),
+    siblings: Nets = (),
+    base: nn.Module | None = None,
+    rows: Tensor | None = None,
+    seed: int = 0,
+    batch_size: int = 128,
+    budget: Budget = Budget(),  # noqa: B008  (frozen)
+    checks: Literal["derived", "full"] = "derived",
+    model_name: str = "model",
+    data_name: str = "data",
+    class_names: Sequence[str] = (),
+    methods: Sequence[str] = (),
+    command: str = "",
+    on_progress: Callable[[AxisProgress], None] | None = None,
+) -> Result:
+    """Measure a classifier on every axis of robustness, with the reasons to distrust each number.
+
+    Args:
+        model: Returns logits (n, k) for pixels in [0, 1]; in eval mode, which is not switched here.
+        x: Images (n, c, h, w), float in [0, 1]; or a loader of (x, y) batches.
+        y: True classes (n,); None with a loader.
+        threat: Norm and budget of ``white_box`` and ``transfer``.
+        axes: Names from :data:`AXES`; default all. An axis that lacks its inputs becomes a check that says "not_run".
+        sources: Independently trained nets for transfer, or (name, net) pairs.
+        siblings: Nets made by the same method from another seed (gray-box), or (name, net) pairs.
+        base: The same net before hardening; another source, named "base".
+        rows: Identity of each image (n,), such as its place in the data set; the source of its randomness. Default: its
+            place in ``x``.
+        seed: Seed of everything random.
+        batch_size: Rows per pass, at least 1; does not change results.
+        budget: How hard the attacks try.
+        checks: "derived": guards and what the attacks saw; "full": more attacks, on at most 64 images still robust.
+        model_name: For the record.
+        data_name: For the record.
+        class_names: For the record; default "0", "1", ...
+        methods: For the record.
+        command: For the record.
+        on_progress: Called before every axis and as its attacks go on.
+
+    Returns:
+        The record. Outcomes of every image are under ``"axis/label"``; labels, predictions and pictures in ``arrays``.
+
+    Raises:
+        ParameterError: train mode, unknown axis, two nets of one name, wrong number of class names.
+        DataError: pixels outside [0, 1], labels outside the outputs, no images.
+        ShapeError: ``x`` is not n c h w, ``y`` is not (n,), or the model does not return (n, k).
+    """
+    began = time.perf_counter()
+    names = _axis_names(axes)
+    nets = sources_of(sources, siblings, base)
+    for net in (model, *(source.model for source in nets)):
+        check_eval(net, "evaluate")
+    x, y = images(x, y, device_of(model))
+    progress = _Reporter(on_progress, len(names))
+    with sealed_rng(x.device, seed):
+        found, num_classes = guards(model, x, y, threat=threat)
+        if class_names and len(class_names) != num_classes:
+            raise ParameterError(f"evaluate: class_names must name all {num_classes} outputs; got {len(class_names)}.")
+        plain = Context(
+            model=model,
+            x=x,
+            y=y,
+            rows=identities(rows, y),
+            predictions=y,
+            num_classes=num_classes,
+            threat=threat,
+            sources=nets,
+            budget=budget,
+            seed=seed,
+            batch_size=batch_size,
+            on_attack=progress.attack,
+        )
+        context = dataclasses.replace(plain, predictions=plain.predict(x))
+        seen, missing = _measure(context, names, progress)
+        found += missing + _derived(context, seen, checks)
+        arrays = {"labels": _array(y), "predictions": _array(context.predictions), **pictures(context, seen)}
+    return Result(
+        model=model_name,
+        num_classes=num_classes,
+        class_names=tuple(class_names) or tuple(str(i) for i in range(num_classes)),
+        data=data_name,
+        n=len(x),
+        threat=threat,
+        seed=seed,
+        axes=tuple(measured.axis for measured in seen.values()),
+        checks=found,
+        methods=tuple(methods),
+        command=command,
+        environment=environment(x.device),
+        seconds=time.perf_counter() - began,
+        outcomes_by_point={
+            f"{n}/{label}": _array(right) for n, m in seen.items() for label, right in m.outcomes.items()
+        },
+        arrays=arrays,
+    )
+
+
+class _Reporter:
+    """Adds the axis at work to the progress of its attacks."""
+
+    def __init__(self, listener: Callable[[AxisProgress], None] | None, total: int) -> None:
+        self.listener, self.total, self.axis, self.done = listener, total, "", 0
+
+    def begin(self, axis: str, done: int) -> None:
+        self.axis, self.done = axis, done
+        self._tell(None)
+
+    def attack(self, progress: Progress) -> None:
+        self._tell(progress)
+
+    def _tell(self, progress: Progress | None) -> None:
+        if self.listener is not None:
+            self.listener(AxisProgress(self.axis, self.done, self.total, progress))
+
+
+def _axis_names(axes: Sequence[str] | None) -> list[str]:
+    """Check the names and put them into the order of the table."""
+    names = list(AXES) if axes is None else list(axes)
+    for name in names:
+        if name not in AXES:
+            raise ParameterError(f"evaluate: unknown axis {name!r}; {did_you_mean(name, AXES)}")
+    if not names:
+        raise ParameterError("evaluate: axes must name at least one axis; got none. Leave it out for all.")
+    return [name for name in AXES if name in names]
+
+
+def _measure(
+    context: Context, names: Sequence[str], progress: _Reporter
+) -> tuple[dict[str, Measured], tuple[Check, ...]]:
+    seen: dict[str, Measured] = {}
+    missing: list[Check] = []
+    for done, name in enumerate(names):
+        progress.begin(name, done)
+        measured = AXES[name](context)
+        if isinstance(measured, Measured):
+            seen[name] = measured
+        else:
+            missing.append(
+                verdict("not_measured", "not_run", f"{measured.name}: {measured.reason}", remedy=measured.remedy)
+            )
+    progress.begin("checks", len(names))
+    return seen, tuple(missing)
+
+
+def _derived(context: Context, seen: dict[str, Measured], checks: Literal["derived", "full"]) -> tuple[Check, ...]:
+    made = [check(context, seen) for check in DERIVED.values()]
+    for code, check in FULL.items():
+        if checks == "full":
+            made.append(check(context, seen))
+        else:
+            made.append(verdict(code, "not_run", 'checks="derived" attacks nothing anew', 'Use checks="full".'))
+    return tuple(made)
+
+
+def _array(values: Tensor) -> npt.NDArray[Any]:
+    return values.cpu().numpy()

@@ -1,0 +1,277 @@
+"""A whole evaluation: every axis, every check, one record that repeats and can be read back."""
+
+import copy
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor, nn
+
+from hardy.attacks import PGD, attack
+from hardy.corruptions import gaussian_noise, patch_shuffle
+from hardy.errors import DataError, HardyError, ParameterError, ShapeError
+from hardy.evaluation import AXES, DERIVED, FULL, AxisProgress, Budget, evaluate
+from hardy.results import Result
+from hardy.seeding import keys, root
+from hardy.threats import Threat
+
+QUICK = Budget(steps=5, restarts=1, curve_steps=4, noise_draws=3, transfer_steps=4)
+THREAT = Threat("linf", 0.1)
+Train = Callable[[int], nn.Module]
+
+
+@pytest.fixture(scope="module")
+def result(net: nn.Module, trained: Train, x: Tensor, y: Tensor) -> Result:
+    return evaluate(
+        net,
+        x,
+        y,
+        threat=THREAT,
+        sources=[("other", trained(1))],
+        siblings=[trained(2)],
+        base=trained(3),
+        budget=QUICK,
+        model_name="small",
+        data_name="digits",
+        methods=("LocalFeatureMasking()",),
+        command="hardy evaluate",
+    )
+
+
+def test_every_axis_is_measured_on_every_image(result: Result) -> None:
+    assert [axis.name for axis in result.axes] == list(AXES)
+    for axis in result.axes:
+        assert axis.question.endswith("?")
+        result.point(axis.name)  # the headline is a point
+        assert len({p.label for p in axis.points}) == len(axis.points)
+        for p in axis.points:
+            outcomes = result.outcomes_by_point[f"{axis.name}/{p.label}"]
+            assert outcomes.shape == (120,) and outcomes.dtype == np.bool_
+            assert p.accuracy == outcomes.mean() and p.low <= p.accuracy <= p.high and p.n == 120
+
+
+def test_the_record_is_complete_and_can_be_read_back(result: Result, tmp_path: Path, y: Tensor) -> None:
+    result.save(tmp_path / "result.json")
+    assert Result.read(tmp_path / "result.json") == result
+    assert (result.model, result.data, result.n, result.num_classes) == ("small", "digits", 120, 10)
+    assert result.methods == ("LocalFeatureMasking()",) and result.command == "hardy evaluate"
+    assert result.class_names == tuple("0123456789") and result.seconds > 0
+    assert {"hardy", "torch", "python", "device", "threads"} <= result.environment.keys()
+    assert np.array_equal(result.arrays["labels"], y.numpy())
+    right = result.arrays["predictions"] == y.numpy()
+    assert np.array_equal(right, result.outcomes_by_point["clean/clean"])
+
+
+def test_accuracies_are_in_the_order_that_knowledge_gives(result: Result) -> None:
+    clean, noise = result.accuracy("clean"), result.accuracy("white_box", "noise")
+    white, transfer = result.accuracy("white_box"), result.accuracy("transfer", "other")
+    assert white < transfer <= clean and white < noise <= clean and clean > 0.9
+    images = torch.stack([result.outcomes("eps_curve", p.label) for p in result.axis("eps_curve").points])
+    assert (images[1:] <= images[:-1]).all()  # once broken, always broken
+    levels = [p.level for p in result.axis("eps_curve").points]
+    assert levels == sorted(levels, key=float) and levels[0] == 0 and THREAT.eps in levels
+    assert (result.outcomes("eps_curve") <= result.outcomes("white_box")).all()
+    assert result.axis("eps_curve").points[-1].accuracy <= 0.1
+
+
+def test_white_box_is_the_attack_it_names(result: Result, net: nn.Module, x: Tensor, y: Tensor) -> None:
+    found = attack(net, x, y, PGD(steps=5), threat=THREAT)
+    assert torch.equal(result.outcomes("white_box"), ~found.success)
+    point = result.point("white_box")
+    assert point.passes == found.passes and point.level == THREAT.eps
+    assert point.details["steps"] == 5 and point.details["restarts"] == 1
+    assert point.details["step_size"] == pytest.approx(2.5 * 0.1 / 5)
+
+
+def test_transfer_is_made_on_the_source_and_gives_both_rates(
+    result: Result, net: nn.Module, trained: Train, x: Tensor, y: Tensor
+) -> None:
+    axis = result.axis("transfer")
+    assert [(p.label, p.series) for p in axis.points] == [
+        ("other", "independent"),
+        ("sibling 0", "gray-box"),
+        ("base", "base"),
+    ]
+    found = attack(net, x, y, PGD(steps=4), threat=THREAT, sources=[trained(1)], stop="never")
+    with torch.no_grad():
+        right, after = net(x).argmax(dim=1) == y, net(found.x_adv).argmax(dim=1) == y
+        fooled = trained(1)(found.x_adv).argmax(dim=1) != y
+    assert torch.equal(result.outcomes("transfer"), right & after)
+    details = axis.points[0].details
+    assert details["source"] == "other" and details["conditional_n"] == int((right & fooled).sum()) > 10
+    assert details["conditional_accuracy"] == pytest.approx(float(after[right & fooled].float().mean()))
+
+
+def test_noise_and_texture_are_the_corruptions_they_name(result: Result, net: nn.Module, x: Tensor, y: Tensor) -> None:
+    rows = torch.arange(120)
+    for sigma in QUICK.sigmas:
+        noisy = gaussian_noise(x, sigma=sigma, key=keys(root(0, "noise"), rows))
+        assert torch.equal(result.outcomes("noise", f"sigma {sigma:g}"), net(noisy).argmax(dim=1) == y)
+    for grid in QUICK.grids:
+        shuffled = patch_shuffle(x, grid=grid, key=keys(root(0, "patch_shuffle"), rows))
+        assert torch.equal(result.outcomes("texture", f"{grid}x{grid}"), net(shuffled).argmax(dim=1) == y)
+    assert result.point("noise").level == 0.1 and result.point("texture").level == 2
+
+
+def test_pictures_are_those_broken_first(result: Result, net: nn.Module) -> None:
+    a = result.arrays
+    assert a["examples/x"].shape == a["examples/x_adv"].shape == (8, 1, 8, 8)
+    assert a["examples/x"].dtype == a["examples/x_adv"].dtype == np.float32
+    assert (np.diff(a["examples/eps"]) >= 0).all() and np.isfinite(a["examples/eps"]).all()
+    change = np.abs(a["examples/x_adv"] - a["examples/x"]).reshape(8, -1).max(axis=1)
+    assert (change > 0).all() and (change <= a["examples/eps"] + 1e-6).all()
+    assert (a["examples/prediction"] == a["examples/label"]).all()
+    assert (a["examples/prediction_adv"] != a["examples/label"]).all()
+    with torch.no_grad():
+        assert np.array_equal(net(torch.from_numpy(a["examples/x_adv"])).argmax(dim=1), a["examples/prediction_adv"])
+    first = next(p for p in result.axis("eps_curve").points if p.accuracy < result.accuracy("clean"))
+    assert a["examples/eps"][0] == pytest.approx(first.level)
+
+
+def test_a_sound_net_trips_no_check(result: Result) -> None:
+    status = {check.code: check.status for check in result.checks}
+    assert status.pop("more_budget") == "not_run"
+    assert set(status.values()) == {"pass"}, result.checks
+    assert set(DERIVED) <= status.keys()
+    assert all(check.remedy == "" for check in result.checks if check.status == "pass")
+
+
+def test_every_check_has_a_heading_in_the_docs(result: Result) -> None:
+    page = Path(__file__).parents[2] / "docs" / "checks.md"
+    headings = {line[4:] for line in page.read_text().splitlines() if line.startswith("### ")}
+    codes = {check.code for check in result.checks} | {"not_measured", *FULL}
+    assert headings == codes
+    assert all(check.anchor == f"docs/checks.md#{check.code}" for check in result.checks)
+
+
+def test_results_repeat_whatever_the_batch_size_and_the_input_form(
+    result: Result, net: nn.Module, trained: Train, x: Tensor, y: Tensor
+) -> None:
+    loader = [(x[:50], y[:50]), (x[50:], y[50:])]
+    nets = {"sources": [("other", trained(1))], "siblings": [trained(2)], "base": trained(3)}
+    rng = torch.get_rng_state()
+    again = evaluate(net, loader, threat=THREAT, **nets, budget=QUICK, batch_size=50)  # type: ignore[arg-type]
+    assert torch.equal(rng, torch.get_rng_state())
+    for name, outcomes in result.outcomes_by_point.items():
+        assert np.array_equal(outcomes, again.outcomes_by_point[name]), name
+
+
+def test_a_subset_gives_the_same_outcomes_when_its_rows_are_named(
+    result: Result, net: nn.Module, x: Tensor, y: Tensor
+) -> None:
+    rows, axes = torch.tensor([7, 3, 90, 41]), ["noise", "white_box", "texture"]
+    part = evaluate(net, x[rows], y[rows], rows=rows, threat=THREAT, axes=axes, budget=QUICK)
+    for name, outcomes in part.outcomes_by_point.items():
+        assert np.array_equal(outcomes, result.outcomes_by_point[name][rows]), name
+    with pytest.raises(ShapeError, match=r"rows must be 120 integers; got torch.int64 \(4,\)"):
+        evaluate(net, x, y, rows=rows)
+
+
+def test_the_model_is_left_as_it_was(net: nn.Module, x: Tensor, y: Tensor) -> None:
+    before, grads = copy.deepcopy(net.state_dict()), [p.grad for p in net.parameters()]
+    evaluate(net, x[:20], y[:20], budget=QUICK)
+    assert all(torch.equal(v, before[k]) for k, v in net.state_dict().items())
+    assert [p.grad for p in net.parameters()] == grads and not net.training
+
+
+def test_progress_names_axis_and_attack(net: nn.Module, x: Tensor, y: Tensor) -> None:
+    seen: list[AxisProgress] = []
+    evaluate(net, x[:20], y[:20], axes=["white_box", "clean"], budget=QUICK, on_progress=seen.append)
+    assert list(dict.fromkeys(p.axis for p in seen)) == ["clean", "white_box", "checks"]
+    assert {p.attack.attack for p in seen if p.attack is not None} == {"pgd", "noise"}
+    assert seen[-1].done == seen[-1].total == 2
+
+
+def test_an_axis_without_inputs_is_not_run_and_says_so(net: nn.Module, x: Tensor, y: Tensor) -> None:
+    got = evaluate(net, x[:20], y[:20], axes=["clean", "transfer", "texture"], budget=Budget(grids=(3,)))
+    assert [axis.name for axis in got.axes] == ["clean"]
+    missing = {c.evidence for c in got.checks if c.code == "not_measured"}
+    assert missing == {"transfer: no other net to make images on", "texture: no grid of 3 divides 8x8 images"}
+    status = {c.code: c.status for c in got.checks if c.code in DERIVED}
+    assert set(status.values()) == {"not_run"}
+    assert "examples/x" not in got.arrays
+
+
+def test_a_grid_that_does_not_divide_is_named(net: nn.Module, x: Tensor, y: Tensor) -> None:
+    got = evaluate(net, x[:20], y[:20], axes=["texture"], budget=Budget(grids=(2, 3, 4)))
+    assert [p.label for p in got.axis("texture").points] == ["2x2", "4x4"]
+    assert got.point("texture").details["skipped_grids"] == "3 (not dividing 8x8)"
+
+
+def test_several_transfer_budgets_make_several_points(net: nn.Module, trained: Train, x: Tensor, y: Tensor) -> None:
+    budget = Budget(transfer_steps=3, transfer_eps=(0.05, 0.2))
+    got = evaluate(net, x, y, threat=THREAT, axes=["transfer"], sources=[trained(1)], budget=budget)
+    accuracy = {p.label: p.accuracy for p in got.axis("transfer").points}
+    assert list(accuracy) == ["source 0", "source 0, eps 0.05", "source 0, eps 0.2"]
+    assert accuracy["source 0, eps 0.2"] < accuracy["source 0"] <= accuracy["source 0, eps 0.05"]
+
+
+def test_l2_has_all_axes_too(net: nn.Module, x: Tensor, y: Tensor) -> None:
+    got = evaluate(net, x, y, threat=Threat("l2", 0.8), axes=["clean", "white_box", "eps_curve"], budget=QUICK)
+    curve = [p.accuracy for p in got.axis("eps_curve").points]
+    assert curve == sorted(curve, reverse=True) and curve[-1] <= 0.1
+    assert got.accuracy("white_box") < got.accuracy("white_box", "noise")
+
+
+def test_a_net_that_is_always_wrong_is_no_special_case(net: nn.Module, x: Tensor, y: Tensor) -> None:
+    got = evaluate(net, x, (net(x).argmax(dim=1) + 1) % 10, budget=QUICK)
+    assert {p.accuracy for name in ("clean", "white_box", "eps_curve") for p in got.axis(name).points} == {0.0}
+    assert "examples/x" not in got.arrays
+
+
+BAD: dict[str, tuple[type[HardyError], str, Callable[[nn.Module, Tensor, Tensor], object]]] = {
+    "train": (
+        ParameterError,
+        r"evaluate: the model must be in eval mode; .* Call model.eval\(\)",
+        lambda net, x, y: evaluate(copy.deepcopy(net).train(), x, y),
+    ),
+    "axis": (
+        ParameterError,
+        "unknown axis 'cleen'; did you mean 'clean'",
+        lambda n, x, y: evaluate(n, x, y, axes=["cleen"]),
+    ),
+    "no axis": (ParameterError, "at least one axis", lambda n, x, y: evaluate(n, x, y, axes=[])),
+    "uint8": (
+        DataError,
+        r"float pixels in \[0, 1\]; got torch.uint8",
+        lambda n, x, y: evaluate(n, (x * 255).byte(), y),
+    ),
+    "255": (DataError, "0-255 pixels", lambda n, x, y: evaluate(n, x * 255, y)),
+    "normalised": (DataError, "look normalised", lambda n, x, y: evaluate(n, (x - 0.5) / 0.2, y)),
+    "labels": (
+        DataError,
+        r"labels must be in 0 .. 9, the model's outputs; got 0 .. 10",
+        lambda n, x, y: evaluate(n, x, y + (y == 9)),
+    ),
+    "no y": (ParameterError, "got a tensor without y", lambda n, x, _: evaluate(n, x)),
+    "y twice": (ParameterError, "got a loader and y", lambda n, x, y: evaluate(n, [(x, y)], y)),
+    "empty": (DataError, "gave no batch", lambda n, _, __: evaluate(n, [])),
+    "shapes": (ShapeError, r"y \(n,\); got \(120, 1, 8, 8\), \(119,\)", lambda n, x, y: evaluate(n, x, y[1:])),
+    "names": (
+        ParameterError,
+        "must name all 10 outputs; got 2",
+        lambda n, x, y: evaluate(n, x, y, class_names=["a", "b"]),
+    ),
+    "twins": (
+        ParameterError,
+        "got 'base' twice",
+        lambda n, x, y: evaluate(n, x, y, sources=[("base", n)], base=n),
+    ),
+}
+
+
+@pytest.mark.parametrize("name", BAD)
+def test_bad_input_stops_before_anything_is_measured(net: nn.Module, x: Tensor, y: Tensor, name: str) -> None:
+    kind, message, call = BAD[name]
+    with pytest.raises(kind, match=message):
+        call(net, x, y)
+
+
+@pytest.mark.parametrize(
+    "wrong", [{"steps": 0}, {"sigmas": ()}, {"sigmas": (0.1, 0.1)}, {"grids": (0,)}, {"step_size": -1.0}]
+)
+def test_a_budget_is_checked(wrong: dict[str, object]) -> None:
+    with pytest.raises(ParameterError):
+        Budget(**wrong)  # type: ignore[arg-type]
