@@ -182,11 +182,12 @@ def read(path: str | Path) -> Header:
     for method in header.methods:
         if method.name not in METHODS:
             raise CheckpointError(f"{path}: unknown method {method.name!r}; {did_you_mean(method.name, METHODS)}")
-    shape = header.input_shape
-    if header.methods and (
-        shape is None or shape[0] != source.in_channels or not 1 <= min(shape) <= max(shape) <= LARGEST_SIDE
-    ):
-        raise CheckpointError(f"{path}: input_shape {shape} cannot be right for {source.in_channels} channels.")
+    shape = header.input_shape or (0, 0, 0)
+    wrong_channels = source.builder != "external" and shape[0] != source.in_channels
+    if header.methods and (wrong_channels or not 1 <= min(shape) <= max(shape) <= LARGEST_SIDE):
+        raise CheckpointError(
+            f"{path}: input_shape {header.input_shape} cannot be right for {source.in_channels} channels."
+        )
     return header
 
 

@@ -1,25 +1,23 @@
 """Run folders: what a run writes, whole or not at all, and how it goes on after a crash."""
 
 import json
-import os
-import platform
-import subprocess
-import sys
 from collections.abc import Mapping
 from dataclasses import dataclass
-from importlib import metadata
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from hardy import __version__
+from hardy.config import build, read_toml
+from hardy.environment import environment
 from hardy.errors import DataError, TrainingError
 from hardy.safefile import read_header, read_tensors, write_json, write_tensors, write_text
-from hardy.training.recipe import Recipe, load_recipe
+from hardy.training.recipe import Recipe
 
-__all__ = ["Progress", "RunFolder", "environment"]
+__all__ = ["Progress", "Row", "RunFolder", "flatten_optimizer", "restore_optimizer"]
+
+Row = dict[str, int | float]  # what metrics.jsonl holds for an epoch
 
 RUN_FORMAT = 1
 
@@ -41,8 +39,8 @@ class Progress:
     epochs: int
     step: int
     steps: int
-    losses: Mapping[str, float]
-    row: Mapping[str, float] | None = None
+    losses: dict[str, float]
+    row: Row | None = None
 
 
 class RunFolder:
@@ -69,14 +67,14 @@ class RunFolder:
                 raise TrainingError(
                     f"{self.path}: already holds a run. Choose another --out, or go on with it by --resume."
                 )
-            if load_recipe(self.recipe_file) != recipe:
+            if build(Recipe, read_toml(self.recipe_file)).to_toml() != recipe.to_toml():
                 raise TrainingError(
-                    f"{self.path}: its recipe.toml is not the recipe given. Resume with the same one, or choose another --out."
+                    f"{self.path}: its recipe.toml is not the recipe given. Resume with that one or take another --out."
                 )
         write_text(self.recipe_file, recipe.to_toml())
         write_json(self.env_file, environment(device))
 
-    def rows(self) -> list[dict[str, float]]:
+    def rows(self) -> list[Row]:
         """Read the metrics, one row an epoch.
 
         Raises:
@@ -89,7 +87,7 @@ class RunFolder:
         except ValueError as error:
             raise DataError(f"{self.metrics_file}: not one JSON object a line ({error}).") from error
 
-    def write_rows(self, rows: list[dict[str, float]]) -> None:
+    def write_rows(self, rows: list[Row]) -> None:
         """Write all rows anew: a file of a few kilobytes, never half a line."""
         write_text(self.metrics_file, "".join(json.dumps(row, allow_nan=False) + "\n" for row in rows))
 
@@ -130,37 +128,3 @@ def restore_optimizer(optimizer: torch.optim.Optimizer, tensors: Mapping[str, Te
         index, _, name = key.partition(".")
         state.setdefault(int(index), {})[name] = value
     optimizer.load_state_dict({"state": state, "param_groups": optimizer.state_dict()["param_groups"]})
-
-
-def environment(device: str) -> dict[str, str]:
-    """Say what a number depends on besides the recipe: versions, machine, command, commit."""
-    versions = {name: metadata.version(name) for name in ("torch", "torchvision", "timm", "numpy")}
-    facts = {
-        "hardy": __version__,
-        **versions,
-        "python": platform.python_version(),
-        "platform": platform.platform(),
-        "device": torch.cuda.get_device_name() if device.startswith("cuda") else device,
-        "threads": str(torch.get_num_threads()),
-        "command": " ".join([Path(sys.argv[0]).name, *sys.argv[1:]]),
-    }
-    commit = _git_commit()
-    return facts | ({"commit": commit} if commit else {})
-
-
-def _git_commit() -> str:
-    """Give the commit of Hardy's own checkout, with ``-dirty`` where files differ; empty where there is none."""
-    here = Path(__file__).parent
-    try:
-        found = subprocess.run(
-            ["git", "describe", "--always", "--dirty", "--abbrev=12"],  # noqa: S607
-            cwd=here,
-            capture_output=True,
-            text=True,
-            check=False,
-            timeout=10,
-            env={**os.environ, "GIT_OPTIONAL_LOCKS": "0"},
-        )
-    except (OSError, subprocess.TimeoutExpired):
-        return ""
-    return found.stdout.strip() if found.returncode == 0 else ""

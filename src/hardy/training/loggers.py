@@ -1,6 +1,7 @@
 """Where metrics go besides the run folder: the loggers of Lightning Fabric, made on demand."""
 
 import importlib
+import os
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -35,9 +36,12 @@ def _make(name: str, folder: Path, recipe: Recipe) -> Any:
             return make(root_dir=folder / "logs", name=name, version="")
         if name == "wandb":
             return make(name=folder.name, project="hardy", save_dir=str(folder / "logs"))
-        return make(experiment_name="hardy", run_name=folder.name, tracking_uri=f"file:{folder / 'logs' / 'mlflow'}")
+        (folder / "logs").mkdir(parents=True, exist_ok=True)
+        own = f"sqlite:///{(folder / 'logs' / 'mlflow.db').resolve()}"  # current MLflow refuses plain folders
+        uri = os.environ.get("MLFLOW_TRACKING_URI", own)
+        return make(experiment_name="hardy", run_name=folder.name, tracking_uri=uri)
     except ModuleNotFoundError as error:
         raise ConfigError(
-            f"train.loggers: {name!r} needs a package that is not installed ({error.name}). "
+            f"train.loggers: {name!r} needs a package that is not installed ({error.name or error}). "
             f"pip install 'hardy[{extra}]', or leave it out of the recipe (model {recipe.model.name})."
         ) from error

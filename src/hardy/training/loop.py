@@ -18,7 +18,7 @@ from hardy.errors import DataError, ParameterError
 from hardy.methods import Method
 from hardy.objective import Objective
 from hardy.training.build import build_model, describe, load_training_data
-from hardy.training.folder import Progress, RunFolder, flatten_optimizer, restore_optimizer
+from hardy.training.folder import Progress, Row, RunFolder, flatten_optimizer, restore_optimizer
 from hardy.training.loggers import make_loggers
 from hardy.training.optim import Average, learning_rate, make_optimizer
 from hardy.training.recipe import Recipe, TrainRecipe, build_methods, load_recipe, method_table
@@ -44,7 +44,7 @@ class Run:
     folder: Path
     model: nn.Module
     recipe: Recipe
-    history: list[dict[str, float]]
+    history: list[Row]
 
     @property
     def seconds(self) -> float:
@@ -71,7 +71,7 @@ def train(
     """Train a model with the methods attached to it, and write a run folder.
 
     ``train("recipe.toml", out=...)`` builds everything from the recipe. ``train(model, data, methods=[...], epochs=10,
-    out=...)`` takes plain objects; the model is trained in place and the methods are detached at the end.
+    out=...)`` takes plain objects; the model is trained in place; what is live at test time stays attached.
 
     Args:
         what: A recipe, its TOML file, or a plain model.
@@ -166,15 +166,19 @@ class _Job:
         )
         self.objective = Objective(model, self.attached, seed=recipe.seed)
         self.optimizer = make_optimizer(model, t)
-        make = partial(
-            Batches, batch_size=t.batch_size, seed=recipe.seed, device=device_, channels_last=t.channels_last
+        self.batches = Batches(
+            data,
+            batch_size=min(t.batch_size, len(data)),
+            seed=recipe.seed,
+            augment=recipe.data.augment,
+            device=device_,
+            channels_last=t.channels_last,
         )
-        self.batches = make(data, augment=recipe.data.augment)
         self.val_data = val_data
         self.average = Average(model, t.ema) if t.ema is not None else None
         self.best: dict[str, Tensor] | None = None
         self.best_accuracy = -1.0
-        self.rows: list[dict[str, float]] = []
+        self.rows: list[Row] = []
         self.step = 0
 
     def run(self, *, resume: bool) -> Run:
@@ -185,8 +189,10 @@ class _Job:
             for epoch in range(first, self.recipe.train.epochs):
                 self._epoch(epoch, forward, optimizer)
             self._finish()
-        finally:
+        except BaseException:
             self.attached.detach()
+            raise
+        finally:
             for logger in self.fabric.loggers:
                 logger.finalize("done")
         return Run(self.folder.path, self.model, self.recipe, self.rows)
@@ -220,7 +226,7 @@ class _Job:
         watch.check()
         for attachment in self.attached:
             attachment.insert.epoch_end(epoch)
-        row = {"epoch": epoch + 1, "step": self.step, "lr": lr}
+        row: Row = {"epoch": epoch + 1, "step": self.step, "lr": lr}
         row |= {name: float(total) / seen for name, total in sums.items()}
         row["train_accuracy"] = float(right) / seen
         if self.val_data is not None:
@@ -272,13 +278,13 @@ class _Job:
             self.model.load_state_dict(own)
         return accuracy
 
-    def _tell(self, epoch: int, losses: dict[str, Tensor], row: dict[str, float] | None) -> None:
+    def _tell(self, epoch: int, losses: dict[str, Tensor], row: Row | None) -> None:
         if self.on_progress is not None:
             t, steps = self.recipe.train, self.recipe.train.epochs * len(self.batches)
             values = {name: float(value) for name, value in losses.items()}
             self.on_progress(Progress(epoch + 1, t.epochs, self.step, steps, values, row))
 
-    def _save_epoch(self, row: dict[str, float]) -> None:
+    def _save_epoch(self, row: Row) -> None:
         """Write the metrics, then the checkpoint: what is between two is done again after a crash."""
         self.rows.append(row)
         self.folder.write_rows(self.rows)
@@ -323,8 +329,9 @@ class _Job:
         chosen = self.best if self.best is not None else self.average.values if self.average is not None else None
         if chosen is not None:
             self.model.load_state_dict(chosen)
+        surgery.strip_(self.model)
         self.model.to("cpu", memory_format=torch.contiguous_format).eval()  # type: ignore[call-overload]
-        last = {k: v for k, v in self.rows[-1].items() if k != "lr"} if self.rows else {}
+        last = {k: float(v) for k, v in self.rows[-1].items() if k != "lr"} if self.rows else {}
         facts = {"data": self.recipe.data.name, "seed": str(self.recipe.seed), "weights": self._which()}
         io.save(
             self.model,

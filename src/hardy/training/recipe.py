@@ -160,9 +160,6 @@ class Recipe:
     train: TrainRecipe = TrainRecipe()
     evaluate: EvaluateRecipe = EvaluateRecipe()
 
-    def __post_init__(self) -> None:
-        build_methods(self.methods)
-
     def to_toml(self) -> str:
         """Write the recipe with all its defaults; :func:`load_recipe` reads it back."""
         return config.dump(self)
@@ -178,7 +175,9 @@ def load_recipe(path: str | Path, overrides: Iterable[str] = ()) -> Recipe:
     Raises:
         ConfigError: see above.
     """
-    return config.build(Recipe, config.read_toml(Path(path), overrides))
+    recipe = config.build(Recipe, config.read_toml(Path(path), overrides))
+    build_methods(recipe.methods)
+    return recipe
 
 
 def build_methods(tables: Sequence[Mapping[str, Any]]) -> list[Method]:
