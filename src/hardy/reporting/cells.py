@@ -1,0 +1,46 @@
+"""Raw scores become cells of text."""
+
+from hardy.reporting.compare import Paired
+from hardy.reporting.data import Cell, Difference
+from hardy.reporting.numbers import ABSENT, gap, gap_interval, interval, percent
+from hardy.results import Point
+
+__all__ = ["SYMBOLS", "cell", "difference"]
+
+SYMBOLS = {
+    "gain": "\N{BLACK UP-POINTING TRIANGLE}",
+    "loss": "\N{BLACK DOWN-POINTING TRIANGLE}",
+    "unclear": "\N{ALMOST EQUAL TO}",
+}
+WORDS = {"gain": "gain", "loss": "loss", "unclear": "unclear"}
+
+
+def difference(paired: Paired) -> Difference:
+    """Write a paired difference; a verdict that the interval alone does not explain says why."""
+    word = WORDS[paired.verdict]
+    if paired.verdict == "unclear" and (paired.low > 0 or paired.high < 0):
+        images = "image differs" if paired.differing == 1 else "images differ"
+        word = f"{word}: only {paired.differing} {images}"
+    return Difference(
+        text=gap(paired.mean),
+        interval=gap_interval(paired.low, paired.high),
+        verdict=paired.verdict,
+        symbol=SYMBOLS[paired.verdict],
+        word=word,
+    )
+
+
+def cell(column: str, point: Point | None, compared: Paired | str | None = None, href: str = "") -> Cell:
+    """Write one accuracy, its interval, and its difference to the baseline or why there is none."""
+    if point is None or percent(point.accuracy) == ABSENT:
+        return Cell(column=column, accuracy=ABSENT, measured=False)
+    return Cell(
+        column=column,
+        accuracy=percent(point.accuracy),
+        measured=True,
+        interval=interval(point.low, point.high),
+        count=f"{round(point.accuracy * point.n)} of {point.n} images right",
+        href=href,
+        difference=difference(compared) if isinstance(compared, Paired) else None,
+        note=f"not compared: {compared}" if isinstance(compared, str) else "",
+    )

@@ -1,0 +1,161 @@
+"""Axes as curves over their strength, as tables of their conditions, and the training curves."""
+
+from collections.abc import Sequence
+
+from hardy.reporting.cells import cell
+from hardy.reporting.charts import Line, line_chart
+from hardy.reporting.compare import GRAY_BOX, axis_names, axis_title, find_axis, pair, partner
+from hardy.reporting.data import Chart, Curve, PointRow, PointTable, TableRow
+from hardy.reporting.numbers import join, level, percent
+from hardy.reporting.runs import Run
+from hardy.results import Axis, Point
+
+__all__ = ["curves", "detail", "point_tables", "training_charts"]
+
+NOT_A_LOSS = {"epoch", "step", "lr", "seconds"}
+
+
+def curves(runs: Sequence[Run]) -> tuple[Curve, ...]:
+    """Draw every series that was measured at two strengths or more, all runs in one chart."""
+    return tuple(
+        _curve(runs, name, series, number)
+        for number, (name, series) in enumerate((n, s) for n in axis_names(runs) for s in _curved(runs, n))
+    )
+
+
+def point_tables(runs: Sequence[Run]) -> tuple[PointTable, ...]:
+    """List the conditions of every axis that has several and is no curve."""
+    tables = []
+    for name in axis_names(runs):
+        drawn = _curved(runs, name)
+        several = len({point.series for run in runs for point in _points(run, name)}) > 1
+        rows = [
+            _point_row(runs[0], run, axis, point)
+            for run in runs
+            if (axis := find_axis(run.result, name)) is not None and len(axis.points) > 1
+            for point in axis.points
+            if several or point.series not in drawn or point.level is None
+        ]
+        if rows:
+            heads = ("Run", "Condition", "Accuracy", "Details")
+            tables.append(
+                PointTable(title=axis_title(name), question=_question(runs, name), heads=heads, rows=tuple(rows))
+            )
+    return tuple(tables)
+
+
+def training_charts(runs: Sequence[Run]) -> tuple[Chart, ...]:
+    """Draw accuracy and every named loss term over epochs, for the runs that logged them."""
+    keys = list(dict.fromkeys(key for run in runs for row in run.metrics for key in row if key not in NOT_A_LOSS))
+    keys.sort(key=lambda key: not key.endswith("accuracy"))
+    charts = []
+    for number, key in enumerate(keys):
+        share = key.endswith("accuracy")
+        lines = [_training_line(i, run, key, 100 if share else 1) for i, run in enumerate(runs)]
+        lines = [line for line in lines if line.x]
+        title = key.replace("_", " ") if share else f"loss: {key}"
+        names = join([runs[line.index].name for line in lines])
+        y_label = f"{title} (%)" if share else key
+        svg = line_chart(lines, name=f"train-{number}", x_label="epoch", y_label=y_label, percent=share)
+        charts.append(Chart(title=title, svg=svg, alt=f"{title} over epochs of training, for {names}."))
+    return tuple(charts)
+
+
+def _training_line(index: int, run: Run, key: str, scale: int) -> Line:
+    kept = [(row.get("epoch", float(i)), row[key]) for i, row in enumerate(run.metrics, start=1) if key in row]
+    return Line(index=index, x=tuple(x for x, _ in kept), y=tuple(scale * y for _, y in kept))
+
+
+def _curved(runs: Sequence[Run], name: str) -> list[str]:
+    """List the series of an axis that have two strengths or more, and in every run one point at each."""
+    levels: dict[str, set[float]] = {}
+    twice = set()
+    for run in runs:
+        seen = set()
+        for point in _points(run, name):
+            if point.level is not None:
+                levels.setdefault(point.series, set()).add(point.level)
+                twice |= {point.series} if (point.series, point.level) in seen else set()
+                seen.add((point.series, point.level))
+    return [series for series, found in levels.items() if len(found) > 1 and series not in twice]
+
+
+def _points(run: Run, name: str) -> tuple[Point, ...]:
+    axis = find_axis(run.result, name)
+    return axis.points if axis else ()
+
+
+def _curve(runs: Sequence[Run], name: str, series: str, number: int) -> Curve:
+    axes = [find_axis(run.result, name) for run in runs]
+    points = [_by_level(axis, series) for axis in axes]
+    levels = sorted({value for found in points for value in found})
+    level_name = next((axis.level_name for axis in axes if axis and axis.level_name), "level")
+    ticks = [(value, level(value, level_name)) for value in levels]
+    lines = [_line(i, [found[v] for v in levels if v in found]) for i, found in enumerate(points) if found]
+    classes = {run.result.num_classes for run in runs}
+    several = len({point.series for run in runs for point in _points(run, name)}) > 1
+    title = f"{axis_title(name)}: {series}" if several else axis_title(name)
+    svg = line_chart(
+        lines, name=f"curve-{number}", x_label=level_name, y_label="accuracy (%)", ticks=ticks, percent=True,
+        chance=100 / classes.pop() if len(classes) == 1 else None,
+    )  # fmt: skip
+    drawn = [run.name for run, found in zip(runs, points, strict=True) if found]
+    alt = f"Accuracy over {level_name} for {join(drawn)}, with 95 % intervals. The numbers stand in the table below."
+    return Curve(
+        chart=Chart(title=title, svg=svg, alt=alt),
+        question=_question(runs, name),
+        level_name=level_name,
+        names=tuple(run.name for run in runs),
+        rows=tuple(_level_row(runs, axes, points, value, text) for value, text in ticks),
+    )  # fmt: skip
+
+
+def _by_level(axis: Axis | None, series: str) -> dict[float, Point]:
+    points = axis.points if axis else ()
+    return {point.level: point for point in points if point.series == series and point.level is not None}
+
+
+def _line(index: int, points: list[Point]) -> Line:
+    x = tuple(point.level or 0.0 for point in points)
+    y, low, high = (tuple(100 * getattr(p, key) for p in points) for key in ("accuracy", "low", "high"))
+    return Line(index=index, x=x, y=y, low=low, high=high)
+
+
+def _level_row(
+    runs: Sequence[Run], axes: list[Axis | None], points: list[dict[float, Point]], value: float, text: str
+) -> TableRow:
+    cells = []
+    for run, axis, found in zip(runs, axes, points, strict=True):
+        point = found.get(value)
+        compared = None
+        if run is not runs[0] and axis and point:
+            compared = pair(runs[0], run, axis.name, partner(axes[0], point), point)
+        cells.append(cell(run.name, point, compared))
+    return TableRow(head=text, cells=tuple(cells))
+
+
+def _point_row(base: Run, run: Run, axis: Axis, point: Point) -> PointRow:
+    compared = None
+    if run is not base:
+        compared = pair(base, run, axis.name, partner(find_axis(base.result, axis.name), point), point)
+    details = [
+        f"{key.replace('_', ' ')}: {detail(key, value)}" for key, value in point.details.items() if value is not None
+    ]
+    details += [f"{key} passes: {count:,}" for key, count in point.passes.items()]
+    series = "gray-box" if point.series in GRAY_BOX else point.series
+    return PointRow(
+        run=run.name, label=point.label, series=series, cell=cell("Accuracy", point, compared), details=tuple(details)
+    )
+
+
+def detail(key: str, value: str | int | float | bool) -> str:
+    """Write one fact about a point."""
+    if isinstance(value, float) and key.endswith(("rate", "accuracy")) and 0 <= value <= 1:
+        return f"{percent(value)} %"
+    if isinstance(value, bool):
+        return "yes" if value else "no"
+    return f"{value:.4g}" if isinstance(value, float) else str(value)
+
+
+def _question(runs: Sequence[Run], name: str) -> str:
+    return next((axis.question for run in runs if (axis := find_axis(run.result, name))), "")

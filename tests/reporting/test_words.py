@@ -1,0 +1,147 @@
+"""The verdict says what the numbers say, and says plainly where nothing helps."""
+
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from hardy.reporting.compare import scores, topics
+from hardy.reporting.runs import Run, read_runs
+from hardy.reporting.words import seeds_label, verdict
+from hardy.results import Result, point
+from hardy.threats import Threat
+
+Make = Callable[..., Result]
+MINUS = "\N{MINUS SIGN}"
+
+
+def say(*runs: Run) -> tuple[str, dict[str, str]]:
+    lead, statements = verdict(scores(runs, topics(runs)))
+    return lead.replace("\N{NO-BREAK SPACE}", " "), {
+        s.label: s.text.replace("\N{NO-BREAK SPACE}", " ") for s in statements
+    }
+
+
+def as_run(name: str, result: Result, seconds: float | None = None, epochs: int = 1) -> Run:
+    row = {} if seconds is None else {"seconds": seconds / epochs}
+    return Run(name=name, path=Path(name), result=result, metrics=(row,) * epochs)
+
+
+def with_white_box(result: Result, accuracy: float, outcomes: Callable[[float], object]) -> Result:
+    right = outcomes(accuracy)
+    axis = result.axis("white_box")
+    made = replace(axis.points[0], **{k: getattr(point("pgd", right), k) for k in ("accuracy", "low", "high")})  # type: ignore[arg-type]
+    axes = tuple(replace(a, points=(made, *a.points[1:])) if a is axis else a for a in result.axes)
+    return replace(result, axes=axes, outcomes_by_point={**result.outcomes_by_point, "white_box/pgd": right})  # type: ignore[dict-item]
+
+
+def test_gains_costs_and_nothing_are_told_apart(comparison: list[Path]) -> None:
+    lead, rest = say(*read_runs(comparison, None))
+    assert lead == (
+        "Compared with plain on the same 360 images, lfm gains on noise (+4.2 points) and transfer (+8.1 points); "
+        "defective gains on noise (+5.0 points) and transfer (+18.1 points). dropout_erasing shows no clear gain "
+        "anywhere. At Linf, eps 8/255, an attacker who knows the net breaks every one of them: the best, plain, keeps "
+        "0.3 % [0.0, 1.6]."
+    )
+    assert rest["Clean accuracy"] == (
+        f"It falls for defective ({MINUS}3.9 points); it does not clearly change for lfm and dropout_erasing."
+    )
+    assert rest["Training time"].startswith("It took 1.04\N{MULTIPLICATION SIGN} (lfm), 1.22\N{MULTIPLICATION SIGN}")
+    assert rest["No clear gain"] == "On white-box, eps curve, gray-box and texture, for any run."
+    assert "lfm gains at 1/255 (+8.1 points) and 2/255" in rest["Over eps"]
+    assert rest["Gray-box"].endswith("What lfm and defective gained on transfer is not seen here.")
+    assert rest["Control"] == "Random noise as large as the white-box attack leaves 91.9 to 96.1 %."
+
+
+def test_one_run_claims_no_gain(make_result: Make) -> None:
+    lead, rest = say(as_run("plain", make_result()))
+    assert lead == (
+        "plain classifies 96.9 % of 360 untouched images as labelled. At Linf, eps 8/255, an attacker who knows the "
+        "net breaks it: it keeps 0.3 % [0.0, 1.6]. Otherwise it is weakest on eps curve (6.1 %) and strongest on noise "
+        "(78.9 %). Whether any of this is a gain, only a paired run without the method can tell."
+    )
+    assert rest["Gray-box"] == "Attacks made on the same method from another seed leave 45.0 %."
+
+
+def test_the_same_net_twice_gains_nothing(make_result: Make) -> None:
+    lead, rest = say(as_run("a", make_result()), as_run("b", make_result()))
+    assert "b shows no clear gain anywhere" in lead and "Losses" not in rest
+    assert rest["Over eps"] == "No clear difference at any eps."
+    assert rest["Clean accuracy"] == "It does not clearly change for b."
+
+
+def test_losses_are_named(make_result: Make) -> None:
+    lead, rest = say(as_run("a", make_result()), as_run("b", make_result(-0.2)))
+    assert "b shows no clear gain anywhere" in lead
+    assert rest["Losses"].startswith(f"b loses on noise ({MINUS}10.0 points) and transfer ({MINUS}20.0 points)")
+    assert f"b loses at 1/255 ({MINUS}20.0 points)" in rest["Over eps"]
+
+
+@pytest.mark.parametrize(
+    ("accuracy", "says"),
+    [(0.0, "breaks it: it keeps 0.0 %"), (0.1, "leaves nothing clearly better than guessing (10.0 %): it keeps 10.0 %"),
+     (0.6, "an attacker who knows the net leaves it 60.0 % [54")],
+)  # fmt: skip
+def test_white_box_is_said_plainly(
+    make_result: Make, accuracy: float, says: str, outcomes: Callable[[float], object]
+) -> None:
+    lead, _ = say(as_run("a", with_white_box(make_result(), accuracy, outcomes)))
+    assert says in lead
+
+
+def test_a_gain_that_survives_the_gray_box_is_said(make_result: Make, outcomes: Callable[[float], object]) -> None:
+    result = make_result(0.2)
+    axis, right = result.axis("transfer"), outcomes(0.7)
+    twin = replace(axis.points[1], **{k: getattr(point("x", right), k) for k in ("accuracy", "low", "high")})  # type: ignore[arg-type]
+    axes = tuple(replace(a, points=(a.points[0], twin)) if a is axis else a for a in result.axes)
+    kept = {**result.outcomes_by_point, f"transfer/{twin.label}": right}
+    _, rest = say(as_run("a", make_result()), as_run("b", replace(result, axes=axes, outcomes_by_point=kept)))  # type: ignore[arg-type]
+    assert rest["Gray-box"].endswith("What b gained on transfer is seen here too.")
+
+
+def test_runs_on_other_data_are_not_compared(make_result: Make) -> None:
+    lead, rest = say(as_run("a", make_result()), as_run("b", make_result(data="cifar10:test")))
+    assert lead.startswith("Nothing here can be compared with a image by image")
+    assert rest["Not comparable"] == "b (other data)."
+    assert "Clean accuracy" not in rest and "No clear gain" not in rest
+
+
+def test_axes_that_were_not_measured_are_not_talked_about(make_result: Make) -> None:
+    bare = make_result(axes=(), outcomes_by_point={}, checks=())
+    assert say(as_run("a", bare))[0] == "None of these results holds a measurement."
+    only = make_result(axes=make_result().axes[:1])
+    lead, rest = say(as_run("a", only), as_run("b", only))
+    assert lead.endswith("What is left against an attacker who knows the net was not measured.")
+    assert set(rest) == {"Clean accuracy"}
+    assert say(as_run("a", bare), as_run("b", bare))[0].startswith("None of these results holds a measurement.")
+
+
+def test_other_numbers_of_epochs_are_said_beside_the_time(make_result: Make) -> None:
+    runs = as_run("a", make_result(), 2.0, 4), as_run("b", make_result(), 4.0, 8)
+    assert say(*runs)[1]["Training time"].endswith("The numbers of epochs differ.")
+
+
+def test_other_threats_are_not_called_one(make_result: Make) -> None:
+    lead, _ = say(as_run("a", make_result()), as_run("b", make_result(threat=Threat("l2", 0.5))))
+    assert "An attacker who knows the net breaks every one of them" in lead
+
+
+@pytest.mark.parametrize(
+    ("seeds", "label"),
+    [(1, "One pair of seeds: an illustration, not evidence"), (2, "2 seeds per arm: an illustration, not evidence"),
+     (3, "3 seeds per arm: enough to look, not to claim"), (5, "5 seeds per arm")],
+)  # fmt: skip
+def test_the_page_says_how_far_the_seeds_carry(make_result: Make, seeds: int, label: str) -> None:
+    arms = [make_result(), make_result(methods=("LFM()",))]
+    runs = [Run(name=f"{i}", path=Path(f"{i}"), result=r, recipe=f"seed = {i}") for r in arms for i in range(seeds)]
+    assert seeds_label(runs) == label
+    assert seeds_label([*runs, Run(name="x", path=Path("x"), result=make_result(methods=("Other()",)))]) == (
+        "One pair of seeds: an illustration, not evidence"
+    )
+    assert seeds_label(runs[:1]) == "One seed: an illustration, not evidence"
+
+
+def test_the_same_seed_twice_is_one_seed(make_result: Make) -> None:
+    runs = [Run(name=f"{i}", path=Path(f"{i}"), result=make_result(), recipe="seed = 0") for i in range(5)]
+    assert seeds_label(runs) == "One pair of seeds: an illustration, not evidence"
