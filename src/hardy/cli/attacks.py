@@ -1,0 +1,34 @@
+"""``hardy attacks``."""
+
+import dataclasses
+
+from hardy.cli.common import Json, console, guarded, print_json
+
+__all__ = ["command"]
+
+
+@guarded
+def command(json: Json = False) -> None:
+    """List the attacks and their defaults.
+
+    Examples:
+
+        hardy attacks
+
+        hardy attacks --json
+    """
+    from hardy.attacks import ATTACKS, CARDS
+
+    rows = [
+        {**dataclasses.asdict(card), "norms": list(ATTACKS[name]().norms), "defaults": repr(ATTACKS[name]())}
+        for name, card in CARDS.items()
+    ]
+    if json:
+        print_json(rows)
+        return
+    from rich.table import Table
+
+    table = Table("name", "idea", "norms", "paper")
+    for row in rows:
+        table.add_row(row["name"], row["summary"], " ".join(row["norms"]), row["paper"])
+    console().print(table)

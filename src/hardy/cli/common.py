@@ -1,0 +1,125 @@
+"""What the verbs share: options, error handling, and where output goes.
+
+People read stderr (tables, progress), programs read stdout (``--json``: one document).
+"""
+
+import functools
+import json
+import os
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Annotated, Any, ParamSpec, TypeVar
+
+import typer
+
+from hardy.errors import ConfigError, HardyError
+
+__all__ = [
+    "BatchSize",
+    "Data",
+    "Device",
+    "Json",
+    "Limit",
+    "Out",
+    "Quiet",
+    "Seed",
+    "Size",
+    "Split",
+    "batch_size_of",
+    "console",
+    "device_of",
+    "guarded",
+    "parse_list",
+    "print_json",
+]
+
+P = ParamSpec("P")
+R = TypeVar("R")
+
+Json = Annotated[bool, typer.Option("--json", help="Print one JSON document on stdout, nothing else there.")]
+Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="No progress and no tables.")]
+Seed = Annotated[int | None, typer.Option("--seed", help="Seed of everything random.")]
+Device = Annotated[str, typer.Option("--device", help="auto, cpu or cuda.")]
+BatchSize = Annotated[str, typer.Option("--batch-size", help="Images at a time, or auto.")]
+Out = Annotated[Path | None, typer.Option("--out", "-o", help="Where to write.")]
+Data = Annotated[str | None, typer.Option("--data", help="digits, npz:FILE, folder:DIR or cifar10:DIR.")]
+Split = Annotated[str, typer.Option("--split", help="train, val or test.")]
+Limit = Annotated[int | None, typer.Option("--limit", help="Number of images, chosen by the seed, classes in balance.")]
+Size = Annotated[int | None, typer.Option("--size", help="Height and width to which images of a folder are resized.")]
+
+
+def guarded(command: Callable[P, R]) -> Callable[P, R]:
+    """Turn Hardy's errors into one line and exit code 2, and Ctrl-C into 130; HARDY_DEBUG=1 or --debug: traceback."""
+
+    @functools.wraps(command)
+    def run(*args: P.args, **kwargs: P.kwargs) -> R:
+        try:
+            return command(*args, **kwargs)
+        except HardyError as error:
+            if os.environ.get("HARDY_DEBUG"):
+                raise
+            console().print(f"[bold red]error:[/] {_escape(str(error))}", soft_wrap=True, highlight=False)
+            raise typer.Exit(2) from None
+        except KeyboardInterrupt:
+            console().print("stopped; what was finished is kept.", highlight=False)
+            raise typer.Exit(130) from None
+
+    return run
+
+
+@functools.cache
+def console() -> Any:
+    """Give the console for people, on stderr."""
+    from rich.console import Console
+
+    return Console(stderr=True)
+
+
+def _escape(text: str) -> str:
+    from rich.markup import escape
+
+    return escape(text)
+
+
+def print_json(data: Any) -> None:
+    """Print one JSON document on stdout."""
+    sys.stdout.write(json.dumps(data, indent=2, allow_nan=False) + "\n")
+
+
+def device_of(device: str) -> str:
+    """Resolve "auto" and refuse what is not there.
+
+    Raises:
+        ConfigError: an unknown device, or CUDA where there is none.
+    """
+    import torch
+
+    if device == "auto":
+        return "cuda" if torch.cuda.is_available() else "cpu"
+    kind = device.partition(":")[0]
+    if kind not in {"cpu", "cuda"}:
+        raise ConfigError(f"--device: must be auto, cpu or cuda; got {device!r}.")
+    if kind == "cuda" and not torch.cuda.is_available():
+        raise ConfigError("--device: CUDA is not available here. Use --device cpu.")
+    return device
+
+
+def batch_size_of(text: str, *, shape: tuple[int, int, int]) -> int:
+    """Read ``--batch-size``; "auto" takes about a million input values, between 16 and 512 images.
+
+    Raises:
+        ConfigError: neither a positive number nor "auto".
+    """
+    if text == "auto":
+        values = shape[0] * shape[1] * shape[2]
+        fit = max(1, 1_000_000 // values).bit_length() - 1
+        return int(max(16, min(512, 2**fit)))
+    if not text.isdecimal() or int(text) < 1:
+        raise ConfigError(f"--batch-size: must be a positive number or auto; got {text!r}.")
+    return int(text)
+
+
+def parse_list(text: str | None) -> tuple[str, ...] | None:
+    """Split a comma-separated option."""
+    return None if text is None else tuple(part.strip() for part in text.split(",") if part.strip())

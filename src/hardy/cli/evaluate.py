@@ -1,0 +1,176 @@
+"""``hardy evaluate``."""
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, cast
+
+import typer
+
+from hardy.cli.common import (
+    BatchSize,
+    Data,
+    Device,
+    Json,
+    Limit,
+    Out,
+    Quiet,
+    Seed,
+    Size,
+    Split,
+    batch_size_of,
+    console,
+    device_of,
+    guarded,
+    parse_list,
+    print_json,
+)
+from hardy.errors import ConfigError
+
+if TYPE_CHECKING:
+    from hardy.results import Result
+    from hardy.threats import Norm, Threat
+    from hardy.training import Recipe
+
+__all__ = ["command", "show"]
+
+
+@guarded
+def command(
+    model: Annotated[str, typer.Argument(help="Run folder, checkpoint, timm:NAME, torchvision:NAME, file.py:factory.")],
+    data: Data = None,
+    split: Split = "test",
+    limit: Limit = None,
+    size: Size = None,
+    axes: Annotated[str | None, typer.Option("--axes", help="Comma-separated; default: all that can run.")] = None,
+    eps: Annotated[str | None, typer.Option("--eps", help="Budget, as 8/255 or 0.03.")] = None,
+    norm: Annotated[str | None, typer.Option("--norm", help="linf or l2.")] = None,
+    threat: Annotated[
+        str | None, typer.Option("--threat", help="linf:8/255, or a preset such as cifar10-linf.")
+    ] = None,
+    steps: Annotated[int | None, typer.Option("--steps", help="Steps of PGD.")] = None,
+    restarts: Annotated[int | None, typer.Option("--restarts", help="Restarts of PGD.")] = None,
+    source: Annotated[list[str] | None, typer.Option("--source", help="Net to transfer from, repeatable.")] = None,
+    sibling: Annotated[list[str] | None, typer.Option("--sibling", help="Same method, other seed; repeatable.")] = None,
+    base: Annotated[str | None, typer.Option("--base", help="The same net without the methods.")] = None,
+    fail_under: Annotated[
+        list[str] | None, typer.Option("--fail-under", help="AXIS=SHARE: exit 1 if the accuracy is below; repeatable.")
+    ] = None,
+    seed: Seed = None,
+    device: Device = "auto",
+    batch_size: BatchSize = "auto",
+    out: Out = None,
+    json: Json = False,
+    quiet: Quiet = False,
+) -> None:
+    """Measure a model on every axis of robustness, with checks that distrust the numbers.
+
+    A run folder is evaluated on its own test images, and gets result.json and result.npz.
+
+    Examples:
+
+        hardy evaluate runs/lfm --source runs/plain-1 --sibling runs/lfm-1
+
+        hardy evaluate timm:resnet18 --data folder:photos --size 224 --eps 2/255 --out result.json
+    """
+    from hardy.cli.progress import evaluation_progress
+    from hardy.cli.targets import open_data, open_target, recipe_of
+    from hardy.environment import command_line
+    from hardy.evaluation import Budget, evaluate
+
+    floors = _floors(fail_under or [])
+    recipe = recipe_of(model)
+    chosen_threat = _threat(threat, norm, eps, recipe)
+    wish = recipe.evaluate if recipe is not None else None
+    where = device_of(device)
+    images = open_data(
+        data, recipe, split=split, limit=limit or (wish.limit if wish else None), size=size, seed=seed or 0
+    )
+    target = open_target(model, images, device=where)
+    others = {
+        key: [(t.name, t.model) for t in (open_target(text, images, device=where) for text in texts or ())]
+        for key, texts in {"sources": source, "siblings": sibling, "base": [base] if base else None}.items()
+    }
+    path = out or (target.folder.result_file if target.folder is not None else Path("result.json"))
+    budget = Budget(
+        steps=steps or (wish.steps if wish else Budget().steps),
+        restarts=restarts or (wish.restarts if wish else Budget().restarts),
+    )
+    with evaluation_progress(quiet=quiet, name=target.name) as on_progress:
+        result = evaluate(
+            target.model,
+            images.images().to(where),
+            images.y.to(where),
+            threat=chosen_threat,
+            axes=parse_list(axes) or (wish.axes if wish else None),
+            sources=others["sources"],
+            siblings=others["siblings"],
+            base=others["base"][0][1] if others["base"] else None,
+            seed=seed or 0,
+            batch_size=batch_size_of(batch_size, shape=images.shape),
+            budget=budget,
+            rows=images.index.to(where),
+            model_name=target.name,
+            data_name=f"{images.name} {images.split}",
+            class_names=images.class_names,
+            methods=target.methods,
+            command=command_line(),
+            on_progress=on_progress,
+        )
+    result.save(path)
+    if json:
+        print_json(result.to_json())
+    if not quiet:
+        show(result)
+        console().print(f"-> {path}", highlight=False)
+    low = {axis: result.accuracy(axis) for axis, floor in floors.items() if result.accuracy(axis) < floor}
+    for axis, accuracy in low.items():
+        console().print(f"[red]{axis}: accuracy {accuracy:.3f} is below --fail-under {floors[axis]:g}[/]")
+    if low:
+        raise typer.Exit(1)
+
+
+def show(result: "Result") -> None:
+    """Print the headline of every axis and the checks that fired."""
+    from rich.table import Table
+
+    table = Table(title=f"{result.model} on {result.data}, {result.n} images, {result.threat}", title_justify="left")
+    for name in ("axis", "condition", "accuracy", "95 % interval"):
+        table.add_column(name, justify="right" if name in {"accuracy", "95 % interval"} else "left")
+    for axis in result.axes:
+        for point in axis.points:
+            row = f"{point.accuracy:.1%}", f"{point.low:.1%} .. {point.high:.1%}"
+            table.add_row(axis.name if point is axis.points[0] else "", point.label, *row)
+    console().print(table)
+    for check in result.checks:
+        if check.status in {"warn", "fail"}:
+            colour = "red" if check.status == "fail" else "yellow"
+            console().print(f"[{colour}]{check.status}[/] {check.code}: {check.evidence} {check.remedy}")
+    quiet = [check.code for check in result.checks if check.status == "not_run"]
+    if quiet:
+        console().print(f"not run: {', '.join(quiet)}", highlight=False)
+
+
+def _floors(texts: list[str]) -> dict[str, float]:
+    floors = {}
+    for text in texts:
+        axis, sep, value = text.partition("=")
+        try:
+            floors[axis] = float(value)
+        except ValueError:
+            sep = ""
+        if not sep or not 0 <= floors[axis] <= 1:
+            raise ConfigError(f"--fail-under: must be AXIS=SHARE with a share in [0, 1]; got {text!r}.")
+    return floors
+
+
+def _threat(preset: str | None, norm: str | None, eps: str | None, recipe: "Recipe | None") -> "Threat":
+    from hardy.threats import Threat, parse_budget, parse_threat
+
+    if preset is not None:
+        if norm is not None or eps is not None:
+            raise ConfigError("--threat: already says norm and budget; leave out --norm and --eps.")
+        return parse_threat(preset)
+    own = recipe.evaluate if recipe is not None else None
+    return Threat(
+        cast("Norm", norm or (own.norm if own else "linf")),
+        parse_budget(eps) if eps is not None else (own.eps if own else 8 / 255),
+    )

@@ -1,0 +1,62 @@
+"""``hardy methods``."""
+
+import dataclasses
+from typing import Annotated
+
+import typer
+
+from hardy.cli.common import Json, console, guarded, print_json
+from hardy.errors import ConfigError, did_you_mean
+
+__all__ = ["command"]
+
+
+@guarded
+def command(
+    name: Annotated[str | None, typer.Argument(help="One method, for its whole card.")] = None, json: Json = False
+) -> None:
+    """List the methods, or show the card of one: idea, defaults, where it attaches, deviations.
+
+    Examples:
+
+        hardy methods
+
+        hardy methods lfm
+    """
+    from hardy.methods import CARDS, METHODS
+
+    if name is not None and name not in CARDS:
+        raise ConfigError(f"methods: no method {name!r}; {did_you_mean(name, CARDS)}")
+    chosen = [name] if name is not None else list(CARDS)
+    rows = [
+        {**dataclasses.asdict(CARDS[n]), "defaults": {f.name: f.default for f in dataclasses.fields(METHODS[n])}}
+        for n in chosen
+    ]
+    if json:
+        print_json(rows[0] if name is not None else rows)
+    elif name is not None:
+        _show_card(rows[0])
+    else:
+        from rich.table import Table
+
+        table = Table("name", "idea", "test time", "paper")
+        for row in rows:
+            table.add_row(row["name"], row["summary"], "stays" if row["live"] else "gone", row["paper"])
+        console().print(table)
+
+
+def _show_card(row: dict[str, object]) -> None:
+    out = console()
+    out.print(f"[bold]{row['name']}[/]  {row['paper']}  {row['url']}")
+    out.print(row["summary"], highlight=False)
+    out.print(f"\nattaches to: {row['attaches']}", highlight=False)
+    out.print(f"at test time: {'stays' if row['live'] else 'gone'}", highlight=False)
+    defaults = row["defaults"]
+    if isinstance(defaults, dict):
+        out.print("defaults: " + ", ".join(f"{k} = {v!r}" for k, v in defaults.items()), highlight=False, markup=False)
+    for kind in ("deviations", "notes"):
+        lines = row[kind]
+        if isinstance(lines, tuple) and lines:
+            out.print(f"\n{kind}:")
+            for line in lines:
+                out.print(f"  - {line}", highlight=False, markup=False)

@@ -1,0 +1,34 @@
+"""``hardy models``."""
+
+from typing import Annotated
+
+import typer
+
+from hardy.cli.common import Json, guarded, print_json
+
+__all__ = ["command"]
+
+
+@guarded
+def command(
+    pattern: Annotated[str, typer.Argument(help="Shell pattern; without one, the built-in nets.")] = "",
+    json: Json = False,
+) -> None:
+    """List the nets that can be built: timm's, torchvision's and the built-in ones.
+
+    Examples:
+
+        hardy models
+
+        hardy models "timm:resnet*"
+    """
+    from hardy.models import BUILTIN, list_models
+
+    names = list_models(pattern) if pattern else sorted(BUILTIN)
+    if json:
+        print_json(names)
+        return
+    for name in names:
+        typer.echo(name)
+    if not pattern:
+        typer.echo('(and "timm:*", "torchvision:*": give a pattern)', err=True)

@@ -1,0 +1,231 @@
+"""The command line does what its help says: verbs, JSON on stdout, exit codes, errors in one line."""
+
+import json
+import shlex
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+import typer
+from PIL import Image
+from typer.testing import CliRunner
+
+from hardy.cli import common
+from hardy.cli.main import app
+from hardy.errors import ConfigError
+from hardy.results import Result
+
+RECIPE = """
+[model]
+name = "cifar_resnet8"
+args = { width = 4 }
+[data]
+name = "digits"
+limit = 128
+augment = ["crop"]
+[[methods]]
+name = "lfm"
+[train]
+epochs = 2
+batch_size = 64
+[evaluate]
+eps = 0.1
+limit = 40
+steps = 3
+axes = ["clean", "white_box"]
+"""
+
+
+def hardy(*args: str | Path) -> Any:
+    result = CliRunner().invoke(app, [str(a) for a in args])
+    if result.exception is not None and not isinstance(result.exception, SystemExit):
+        raise result.exception
+    return result
+
+
+@pytest.fixture(scope="module")
+def runs(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("runs")
+    (folder / "recipe.toml").write_text(RECIPE)
+    for name, seed in (("a", 0), ("b", 1)):
+        done = hardy("train", folder / "recipe.toml", "--out", folder / name, "--seed", str(seed), "--quiet")
+        assert done.exit_code == 0 and done.stdout == ""
+    return folder
+
+
+def test_train_prints_one_json_document_and_a_log_for_people(runs: Path) -> None:
+    done = hardy("train", runs / "recipe.toml", "--out", runs / "c", "--set", "train.epochs=1", "--json")
+    assert done.exit_code == 0
+    document = json.loads(done.stdout)
+    assert document["epoch"] == 1 and len(document["history"]) == 1
+    assert "next: hardy evaluate" in done.stderr
+
+
+def test_evaluate_measures_the_run_on_its_own_recipe(runs: Path) -> None:
+    done = hardy("evaluate", runs / "a", "--json", "--sibling", runs / "b", "--axes", "clean,white_box,transfer")
+    assert done.exit_code == 0
+    document = json.loads(done.stdout)
+    assert document["n"] == 40 and document["threat"] == {"norm": "linf", "eps": 0.1}
+    result = Result.read(runs / "a" / "result.json")
+    assert result.to_json() == document
+    assert [axis.name for axis in result.axes] == ["clean", "white_box", "transfer"]
+    assert result.methods[0].startswith("LocalFeatureMasking(p=0.15")
+    assert result.model == "a" and "digits" in result.data
+    assert "accuracy" in done.stderr
+
+
+def test_fail_under_sets_the_exit_code(runs: Path) -> None:
+    args = ("evaluate", runs / "b", "--axes", "clean", "--out", runs / "x.json", "--quiet")
+    assert hardy(*args, "--fail-under", "clean=0").exit_code == 0
+    failed = hardy(*args, "--fail-under", "clean=1")
+    assert failed.exit_code == 1 and "is below --fail-under 1" in failed.stderr
+    assert hardy(*args, "--fail-under", "clean").exit_code == 2
+    wrong = hardy(*args, "--fail-under", "noise=0.5")
+    assert wrong.exit_code == 2 and "noise" in wrong.stderr
+
+
+def test_attack_saves_images_inside_the_ball(runs: Path) -> None:
+    out = runs / "adv.npz"
+    done = hardy("attack", runs / "a", "--threat", "linf:0.1", "--limit", "20", "--out", out, "--json")
+    assert done.exit_code == 0
+    document = json.loads(done.stdout)
+    with np.load(out, allow_pickle=False) as file:
+        assert file["x_adv"].shape == (20, 1, 8, 8) and file["x_adv"].min() >= 0 and file["x_adv"].max() <= 1
+        assert 1 - file["success"].mean() == pytest.approx(document["robust_accuracy"])
+
+
+def test_report_writes_a_page(runs: Path) -> None:
+    for name in ("a", "b"):
+        assert hardy("evaluate", runs / name, "--axes", "clean", "--quiet").exit_code == 0
+    done = hardy("report", runs / "a", runs / "b", "--out", runs / "page.html", "--json")
+    assert json.loads(done.stdout)["bytes"] == (runs / "page.html").stat().st_size
+    assert "<html" in (runs / "page.html").read_text()
+
+
+def test_a_stranger_hardens_a_timm_model_on_a_folder_of_images(tmp_path: Path) -> None:
+    generator = np.random.default_rng(0)
+    for i in range(48):
+        name = ("cat", "dog & <co>")[i % 2]
+        folder = tmp_path / "photos" / name
+        folder.mkdir(parents=True, exist_ok=True)
+        pixels = generator.integers(0, 128, (40, 50, 3)) + (100 if i % 2 else 0)
+        Image.fromarray(pixels.astype(np.uint8)).save(folder / f"{i}.png")
+    recipe = f"""
+[model]
+name = "timm:resnet10t"
+[data]
+name = "folder:{tmp_path}/photos"
+size = 32
+val_fraction = 0.2
+[[methods]]
+name = "defective_conv"
+[[methods]]
+name = "random_erasing"
+[train]
+epochs = 1
+batch_size = 8
+lr = 0.01
+"""
+    (tmp_path / "photos.toml").write_text(recipe)
+    assert hardy("train", tmp_path / "photos.toml", "--out", tmp_path / "run", "--quiet").exit_code == 0
+    done = hardy("evaluate", tmp_path / "run", "--axes", "clean,white_box", "--steps", "2", "--eps", "2/255", "--quiet")
+    assert done.exit_code == 0
+    assert hardy("report", tmp_path / "run", "--out", tmp_path / "page.html", "--quiet").exit_code == 0
+    page = (tmp_path / "page.html").read_text()
+    assert "dog &amp; &lt;co&gt;" in page and "<co>" not in page
+
+
+def test_a_factory_in_a_file_is_trained_and_evaluated(tmp_path: Path) -> None:
+    (tmp_path / "net.py").write_text(
+        "from torch import nn\n"
+        "def make(num_classes, in_channels):\n"
+        "    return nn.Sequential(nn.Conv2d(in_channels, 8, 3), nn.BatchNorm2d(8), nn.ReLU(),\n"
+        "        nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(8, num_classes))\n"
+    )
+    (tmp_path / "r.toml").write_text(RECIPE.replace("cifar_resnet8", f"{tmp_path}/net.py:make").replace("args", "#"))
+    assert hardy("train", tmp_path / "r.toml", "--out", tmp_path / "run", "--quiet").exit_code == 0
+    assert hardy("evaluate", tmp_path / "run", "--axes", "clean", "--quiet").exit_code == 0
+
+
+@pytest.mark.parametrize(
+    ("args", "message"),
+    [
+        (["train", "none.toml", "--out", "x"], "none.toml: cannot read"),
+        (["evaluate", "cifar_resnet8"], "--data: must be given"),
+        (["evaluate", "cifar_resnt8", "--data", "digits"], "did you mean"),
+        (["evaluate", "cifar_resnet8", "--data", "digts"], "did you mean 'digits'?"),
+        (["evaluate", "cifar_resnet8", "--data", "digits", "--eps", "8/0"], "expected a number or a fraction"),
+        (["evaluate", "cifar_resnet8", "--data", "digits", "--axes", "cleen"], "did you mean 'clean'?"),
+        (["evaluate", "cifar_resnet8", "--data", "digits", "--device", "gpu"], "--device: must be auto, cpu or cuda"),
+        (["evaluate", "cifar_resnet8", "--data", "digits", "--batch-size", "0"], "--batch-size: must be a positive"),
+        (["evaluate", "cifar_resnet8", "--data", "digits", "--threat", "linf", "--eps", "1"], "--threat"),
+        (["attack", "cifar_resnet8", "--data", "digits", "--attack", "pdg"], "did you mean 'pgd'?"),
+        (["methods", "lmf"], "did you mean 'lfm'?"),
+        (["layers", "timm:resnet10t", "--size", "0"], "--size and --channels must be at least 1"),
+        (["report", "nowhere"], "nowhere"),
+    ],
+)
+def test_mistakes_are_one_line_and_exit_code_2(args: list[str], message: str, tmp_path: Path, monkeypatch: Any) -> None:
+    monkeypatch.chdir(tmp_path)
+    done = hardy(*args)
+    assert done.exit_code == 2 and done.stdout == ""
+    assert done.stderr.startswith("error: ") and message in done.stderr
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_the_lists_list_and_the_card_has_its_facts() -> None:
+    methods = json.loads(hardy("methods", "--json").stdout)
+    assert {"lfm", "defective_conv"} <= {row["name"] for row in methods}
+    card = json.loads(hardy("methods", "defective_conv", "--json").stdout)
+    assert card["defaults"] == {"keep": 0.5, "sites": ["bottom"]} and "patent" in card["notes"][0]
+    assert "patent" in hardy("methods", "defective_conv").stderr
+    assert {"pgd", "fgsm"} <= {row["name"] for row in json.loads(hardy("attacks", "--json").stdout)}
+    assert "cifar_resnet20" in hardy("models").stdout.split()
+    assert all(
+        name.startswith("timm:resnet1") for name in json.loads(hardy("models", "timm:resnet1*", "--json").stdout)
+    )
+    stages = json.loads(hardy("layers", "cifar_resnet18", "--json").stdout)
+    assert [s["name"] for s in stages] == ["stem", "stage1", "stage2", "stage3", "stage4"]
+    assert "layer4.1.conv2" in hardy("layers", "cifar_resnet18").stderr
+
+
+def test_version_and_debug() -> None:
+    import hardy as package
+
+    assert hardy("--version").stdout.strip() == f"hardy {package.__version__}"
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("HARDY_DEBUG", "1")
+        with pytest.raises(ConfigError):
+            hardy("methods", "lmf")
+
+
+def verbs() -> dict[str, Any]:
+    return {c.callback.__module__.rpartition(".")[2]: c.callback for c in app.registered_commands if c.callback}
+
+
+@pytest.mark.parametrize("verb", verbs())
+def test_the_examples_of_the_help_parse(verb: str) -> None:
+    group = typer.main.get_command(app)
+    text = verbs()[verb].__doc__ or ""
+    examples = [line.strip() for line in text.partition("Examples:")[2].splitlines() if line.strip()]
+    assert len(examples) >= 2
+    for example in examples:
+        program, name, *args = shlex.split(example)
+        assert program == "hardy" and name == verb
+        group.commands[verb].make_context(verb, args)  # type: ignore[attr-defined]
+    assert hardy(verb, "--help").exit_code == 0
+
+
+@pytest.mark.parametrize(("shape", "size"), [((1, 8, 8), 512), ((3, 32, 32), 256), ((3, 224, 224), 16)])
+def test_automatic_batch_size_falls_with_the_image(shape: tuple[int, int, int], size: int) -> None:
+    assert common.batch_size_of("auto", shape=shape) == size
+    assert common.batch_size_of("7", shape=shape) == 7
+
+
+def test_the_device_is_what_there_is() -> None:
+    assert common.device_of("auto") == ("cuda" if torch.cuda.is_available() else "cpu")
+    if not torch.cuda.is_available():
+        with pytest.raises(ConfigError, match="CUDA is not available"):
+            common.device_of("cuda")

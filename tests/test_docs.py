@@ -1,0 +1,107 @@
+"""What the documents show is what the code does: generated pages, README code, recipes, links."""
+
+import importlib.util
+import re
+import shlex
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import pytest
+import torch
+from typer.testing import CliRunner
+
+import hardy
+from hardy.cli.main import app
+from hardy.evaluation import AXES
+from hardy.methods import METHODS, DefectiveConv, LocalFeatureMasking
+from hardy.training import load_recipe
+
+ROOT = Path(__file__).parent.parent
+README = (ROOT / "README.md").read_text(encoding="utf-8")
+
+
+def blocks(language: str) -> list[str]:
+    return re.findall(rf"```{language}\n(.*?)```", README, re.DOTALL)
+
+
+def generator() -> ModuleType:
+    spec = importlib.util.spec_from_file_location("generate", ROOT / "docs" / "generate.py")
+    assert spec is not None and spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+@pytest.mark.parametrize("name", ["methods.md", "recipes.md"])
+def test_generated_pages_are_up_to_date(name: str) -> None:
+    committed = (ROOT / "docs" / name).read_text(encoding="utf-8")
+    assert committed == generator().PAGES[name](), "run: python docs/generate.py"
+
+
+@pytest.mark.parametrize("path", sorted((ROOT / "recipes").glob("*.toml")), ids=lambda p: p.name)
+def test_recipes_are_valid(path: Path) -> None:
+    load_recipe(path)
+
+
+def test_every_method_and_axis_is_in_the_readme() -> None:
+    for name in [*METHODS, *AXES]:
+        assert f"| `{name}` |" in README
+
+
+def test_links_lead_somewhere() -> None:
+    for page in [README, *((ROOT / "docs").glob("*.md")), ROOT / "CONTRIBUTING.md"]:
+        text, folder = (page, ROOT) if isinstance(page, str) else (page.read_text(encoding="utf-8"), page.parent)
+        for target in re.findall(r"\]\(([^)#]+)(?:#[^)]*)?\)", text):
+            if not target.startswith("http"):
+                assert (folder / target).exists(), target
+
+
+def test_the_python_of_the_readme_runs_as_pasted(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    code = blocks("python")[0]
+    assert sum(bool(line.strip()) for line in code.splitlines()) <= 14
+    scope: dict[str, Any] = {}
+    exec(compile(code, "README", "exec"), scope)  # noqa: S102
+    assert (tmp_path / "report.html").exists() and (tmp_path / "runs" / "mine" / "model.safetensors").exists()
+    assert scope["result"].accuracy("clean") > 0.7
+    assert "tensor(" in capsys.readouterr().out
+
+
+def test_the_loop_of_the_readme_runs_as_pasted() -> None:
+    data = hardy.load_data("digits", split="train").limit(64)
+    model = hardy.load_model("cifar_resnet8", num_classes=10, in_channels=1)
+    batches = hardy.Batches(data, batch_size=32, seed=0, augment=()).epoch(0)
+    scope = {
+        "hardy": hardy,
+        "LocalFeatureMasking": LocalFeatureMasking,
+        "DefectiveConv": DefectiveConv,
+        "model": model,
+        "x": data.images(),
+        "batches": batches,
+        "optimizer": torch.optim.SGD(model.parameters(), lr=0.1),
+    }
+    before = {name: value.clone() for name, value in model.state_dict().items()}
+    exec(compile(blocks("python")[1], "README", "exec"), scope)  # noqa: S102
+    scope["attached"].detach()
+    assert list(model.state_dict()) == list(before)
+    assert len(hardy.attachments(scope["plain"])) == 1
+
+
+def test_the_recipe_of_the_readme_is_valid(tmp_path: Path) -> None:
+    (tmp_path / "photos.toml").write_text(blocks("toml")[0])
+    recipe = load_recipe(tmp_path / "photos.toml", ["methods=[]"])
+    assert recipe.methods == () and recipe.data.size == 128
+
+
+@pytest.mark.slow
+def test_the_commands_of_the_readme_run_as_pasted(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "recipes").symlink_to(ROOT / "recipes")
+    monkeypatch.chdir(tmp_path)
+    for line in blocks("bash")[0].splitlines():
+        program, *args = shlex.split(line, comments=True)
+        done = CliRunner().invoke(app, args)
+        assert program == "hardy" and done.exit_code == 0, (line, done.stderr)
+    assert (tmp_path / "report.html").exists()
