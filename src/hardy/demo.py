@@ -83,12 +83,12 @@ class _Work:
 
     def __init__(self, on_progress: Callable[[DemoProgress], None] | None) -> None:
         self.on_progress, self.done = on_progress, 0.0
-        self.total = 1.0
+        self.total, self.furthest = 1.0, 0.0
 
     def train(self, arm: str, seed: int, folder: Path, device: str) -> Run:
         def tell(p: Progress) -> None:
             self.total = self._all(p.steps)
-            self._tell(f"training {arm}, seed {seed}: epoch {p.epoch} of {p.epochs}", p.step)
+            self._tell(f"training {arm}, seed {seed}: epoch {p.epoch}/{p.epochs}", p.step)
 
         run = train(recipe(arm, seed), out=folder, device=device, resume=True, on_progress=tell)
         steps = int(run.history[-1]["step"])
@@ -125,5 +125,6 @@ class _Work:
         return result
 
     def _tell(self, what: str, part: float) -> None:
+        self.furthest = max(self.furthest, self.done + part)  # an axis may run several attacks, each from its own zero
         if self.on_progress is not None:
-            self.on_progress(DemoProgress(what, self.done + part, max(self.total, self.done + part)))
+            self.on_progress(DemoProgress(what, self.furthest, max(self.total, self.furthest)))

@@ -3,7 +3,7 @@
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, TimeRemainingColumn
 
 from hardy.cli.common import console
 from hardy.evaluation import AxisProgress
@@ -16,12 +16,10 @@ def bars(*, quiet: bool) -> Progress:
     """Make the progress display; nothing is shown when quiet or when stderr is not a terminal."""
     return Progress(
         TextColumn("[progress.description]{task.description}"),
-        BarColumn(),
-        MofNCompleteColumn(),
-        TimeElapsedColumn(),
-        TextColumn("left"),
-        TimeRemainingColumn(),
-        TextColumn("{task.fields[note]}"),
+        BarColumn(bar_width=16),
+        TaskProgressColumn(),
+        TimeRemainingColumn(compact=True),
+        TextColumn("left  {task.fields[note]}"),
         console=console(),
         disable=quiet or not console().is_terminal,
         transient=True,
@@ -50,10 +48,15 @@ def evaluation_progress(*, quiet: bool, name: str = "") -> Iterator[Callable[[Ax
     with bars(quiet=quiet) as display:
         task = display.add_task(name or "evaluating", total=None, note="")
 
+        furthest = 0.0  # an axis may run several attacks, each from its own zero
+
         def show(p: AxisProgress) -> None:
-            note = ""
-            if p.attack is not None:
-                note = f"{p.attack.attack}: {p.attack.broken} of {p.attack.total} jobs broke their image"
-            display.update(task, description=f"{name} {p.axis}".strip(), total=p.total, completed=p.done, note=note)
+            nonlocal furthest
+            share, note = 0.0, ""
+            if p.attack is not None and p.attack.total:
+                share = p.attack.done / p.attack.total
+                note = f"{p.attack.attack}: {p.attack.done} of {p.attack.total} done, {p.attack.broken} broken"
+            furthest = max(furthest, p.done + share * 0.9)
+            display.update(task, description=f"{name} {p.axis}".strip(), total=p.total, completed=furthest, note=note)
 
         yield show
