@@ -96,7 +96,7 @@ class _Work:
         return run
 
     def _all(self, steps: int) -> float:
-        return (2 * len(ARMS) + 1) * steps + len(ARMS) * self.EVALUATION
+        return float((2 * len(ARMS) + 1) * steps + len(ARMS) * self.EVALUATION)
 
     def evaluate(self, arm: str, run: Run, sibling: Run, source: Run) -> Result:
         images = load_data("digits", split="test")

@@ -1,6 +1,7 @@
 """Training learns, is paired, resumes bit for bit, and stops with the culprit named."""
 
 import json
+import logging
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -43,7 +44,14 @@ def test_a_net_learns_the_digits_and_leaves_a_whole_run_folder(tmp_path: Path) -
     assert run.history[-1]["val_accuracy"] > 0.85  # chance is 0.1
     assert not run.model.training and surgery.attachments(run.model) == []
     names = {p.relative_to(run.folder).as_posix() for p in run.folder.rglob("*") if p.is_file()}
-    assert names == {"recipe.toml", "env.json", "metrics.jsonl", "checkpoints/last.safetensors", "model.safetensors"}
+    assert names == {
+        "recipe.toml",
+        "env.json",
+        "metrics.jsonl",
+        "checkpoints/last.safetensors",
+        "model.safetensors",
+        "log.txt",
+    }
     lines = [json.loads(line) for line in (run.folder / "metrics.jsonl").read_text().splitlines()]
     assert lines == run.history and [row["epoch"] for row in lines] == [1, 2, 3, 4]
     assert {"task", "lr", "train_accuracy", "val_accuracy", "seconds", "step"} <= lines[0].keys()
@@ -51,6 +59,20 @@ def test_a_net_learns_the_digits_and_leaves_a_whole_run_folder(tmp_path: Path) -
     assert len([p for p in seen if p.row is not None]) == 4
     x = load_data("digits").images()
     assert torch.equal(io.load(run.folder / "model.safetensors")(x), run.model(x))
+
+
+def test_what_happened_is_in_the_log_and_the_logger_is_as_before(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    logger = logging.getLogger("hardy")
+    before = logger.level, list(logger.handlers)
+    monkeypatch.chdir(tmp_path)
+    Path("small.toml").write_text(recipe(epochs=1).to_toml())
+    run = train("small.toml")
+    assert run.folder == Path("runs/small")
+    text = (run.folder / "log.txt").read_text()
+    assert "LocalFeatureMasking(p=1.0" in text and "at net.conv1" in text and "epoch 1: step" in text
+    assert (logger.level, list(logger.handlers)) == before
 
 
 def test_the_same_recipe_gives_the_same_weights_and_another_seed_others(tmp_path: Path) -> None:
@@ -217,6 +239,8 @@ def test_mistakes_are_found_before_the_first_step(tmp_path: Path) -> None:
     model, data = tiny()
     with pytest.raises(ParameterError, match=r"training data must be given"):
         train(model, out=tmp_path / "a")
+    with pytest.raises(ParameterError, match=r"out, the run folder, must be given"):
+        train(model, data)
     with pytest.raises(ParameterError, match=r"come from the recipe"):
         train(BASE, data, out=tmp_path / "a")
     with pytest.raises(ParameterError, match=r"augment must be of crop, flip; got 'rotate'"):

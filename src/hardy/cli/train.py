@@ -13,7 +13,7 @@ __all__ = ["command"]
 @guarded
 def command(
     recipe: Annotated[Path, typer.Argument(help="Recipe, a TOML file.")],
-    out: Annotated[Path, typer.Option("--out", "-o", help="Run folder to write.")],
+    out: Annotated[Path | None, typer.Option("--out", "-o", help="Run folder to write; default runs/RECIPE.")] = None,
     set_: Annotated[list[str] | None, typer.Option("--set", help="key=value over the recipe, repeatable.")] = None,
     epochs: Annotated[int | None, typer.Option("--epochs", help="Over the recipe's train.epochs.")] = None,
     seed: Seed = None,
@@ -46,8 +46,8 @@ def command(
         )
     last = run.history[-1]
     if json:
-        print_json({"out": str(out), "seconds": run.seconds, **last, "history": run.history})
+        print_json({"out": str(run.folder), "seconds": run.seconds, **last, "history": run.history})
     if not quiet:
         said = f"validation accuracy {last['val_accuracy']:.1%}, " if "val_accuracy" in last else ""
-        console().print(f"{said}{run.seconds:.0f} s of training -> {out}", highlight=False)
-        console().print(f"next: hardy evaluate {out}", highlight=False)
+        console().print(f"{said}{run.seconds:.0f} s of training -> {run.folder}", highlight=False)
+        console().print(f"next: hardy evaluate {run.folder}", highlight=False)

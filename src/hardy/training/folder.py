@@ -1,7 +1,9 @@
 """Run folders: what a run writes, whole or not at all, and how it goes on after a crash."""
 
 import json
-from collections.abc import Mapping
+import logging
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -44,7 +46,7 @@ class Progress:
 
 
 class RunFolder:
-    """``recipe.toml env.json metrics.jsonl checkpoints/ model.safetensors`` below one path."""
+    """``recipe.toml env.json metrics.jsonl checkpoints/ model.safetensors log.txt`` below one path."""
 
     def __init__(self, path: str | Path) -> None:
         self.path = Path(path)
@@ -73,6 +75,22 @@ class RunFolder:
                 )
         write_text(self.recipe_file, recipe.to_toml())
         write_json(self.env_file, environment(device))
+
+    @contextmanager
+    def logging(self) -> Iterator[None]:
+        """Write what the ``hardy`` loggers say in the block to ``log.txt``, appending."""
+        logger = logging.getLogger("hardy")
+        level = logger.level
+        handler = logging.FileHandler(self.path / "log.txt", encoding="utf-8")
+        handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(message)s"))
+        logger.addHandler(handler)
+        logger.setLevel(min(level or logging.INFO, logging.INFO))
+        try:
+            yield
+        finally:
+            logger.setLevel(level)
+            logger.removeHandler(handler)
+            handler.close()
 
     def rows(self) -> list[Row]:
         """Read the metrics, one row an epoch.

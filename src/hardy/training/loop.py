@@ -56,7 +56,7 @@ def train(
     what: nn.Module | Recipe | str | Path,
     data: ArrayData | None = None,
     *,
-    out: str | Path,
+    out: str | Path | None = None,
     methods: Sequence[Method] = (),
     epochs: int | None = None,
     options: TrainRecipe | None = None,
@@ -76,7 +76,7 @@ def train(
     Args:
         what: A recipe, its TOML file, or a plain model.
         data: Training images, with a model.
-        out: The run folder; must not hold a run unless ``resume``.
+        out: The run folder; must not hold a run unless ``resume``. By default ``runs/NAME`` for a recipe NAME.toml.
         methods: What to attach, with a model.
         epochs: Overrides ``options.epochs``.
         options: How to train, with a model.
@@ -93,6 +93,10 @@ def train(
         DataError: the images are missing or do not fit the net.
         TrainingError: a loss is not finite (the message names step and culprit), or ``out`` holds another run.
     """
+    if out is None:
+        if not isinstance(what, str | Path):
+            raise ParameterError("train: out, the run folder, must be given with a model or a Recipe; got none.")
+        out = Path("runs") / Path(what).stem
     if isinstance(what, nn.Module):
         if data is None:
             raise ParameterError("train: with a model, training data must be given; got none. Pass an ArrayData.")
@@ -184,11 +188,8 @@ class _Job:
     def run(self, *, resume: bool) -> Run:
         try:
             self.folder.open(self.recipe, resume=resume, device=self.device)
-            first = self._restore() if resume else 0
-            forward, optimizer = self.fabric.setup(self._compiled(), self.optimizer)
-            for epoch in range(first, self.recipe.train.epochs):
-                self._epoch(epoch, forward, optimizer)
-            self._finish()
+            with self.folder.logging():
+                self._work(resume=resume)
         except BaseException:
             self.attached.detach()
             raise
@@ -196,6 +197,17 @@ class _Job:
             for logger in self.fabric.loggers:
                 logger.finalize("done")
         return Run(self.folder.path, self.model, self.recipe, self.rows)
+
+    def _work(self, *, resume: bool) -> None:
+        first = self._restore() if resume else 0
+        for attachment in self.attached:
+            log.info("%r at %s", attachment.insert.spec, ", ".join(attachment.sites) or "the batch")
+            for note in attachment.notes:
+                log.info("%s: %s", attachment.name, note)
+        forward, optimizer = self.fabric.setup(self._compiled(), self.optimizer)
+        for epoch in range(first, self.recipe.train.epochs):
+            self._epoch(epoch, forward, optimizer)
+        self._finish()
 
     def _compiled(self) -> nn.Module:
         return cast("nn.Module", torch.compile(self.objective)) if self.recipe.train.compile else self.objective
@@ -233,6 +245,7 @@ class _Job:
             row["val_accuracy"] = self._validate(self.val_data)
         row["seconds"] = time.perf_counter() - began
         self._save_epoch(row)
+        log.info("epoch %d: %s", epoch + 1, "  ".join(f"{k} {v:.4g}" for k, v in row.items() if k != "epoch"))
         self._tell(epoch, losses, row)
 
     def _update(
