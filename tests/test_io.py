@@ -98,6 +98,30 @@ def test_a_folder_that_cannot_be_written_is_a_clear_error(tmp_path: Path) -> Non
         io.save(make(), tmp_path / "file" / "m.safetensors")
 
 
+def test_a_failed_load_leaves_the_module_of_the_user_as_it_was(x: Tensor, tmp_path: Path) -> None:
+    model = nn.Sequential(nn.Conv2d(3, 4, 3), nn.ReLU(), nn.Flatten(), nn.Linear(4 * 14 * 14, 2))
+    surgery.attach(model, [DefectiveConv()], example=x, seed=0)
+    io.save(model, tmp_path / "m.safetensors")
+    other = nn.Sequential(nn.Conv2d(3, 4, 3), nn.ReLU(), nn.Flatten(), nn.Linear(4 * 14 * 14, 3))
+    before = {name: value.clone() for name, value in other.state_dict().items()}
+    with pytest.raises(CheckpointError):
+        io.load(tmp_path / "m.safetensors", model=other)
+    assert surgery.attachments(other) == [] and list(other.state_dict()) == list(before)
+    assert all(torch.equal(value, before[name]) for name, value in other.state_dict().items())
+
+
+def test_loading_never_runs_the_net(x: Tensor, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = saved(tmp_path, x)
+    real = nn.Conv2d.forward
+
+    def only_meta(self: nn.Conv2d, x: Tensor) -> Tensor:
+        assert x.is_meta, "a header decides how big this pass is"
+        return real(self, x)
+
+    monkeypatch.setattr(nn.Conv2d, "forward", only_meta)
+    assert len(surgery.attachments(io.load(path))) == 1
+
+
 # ---------------------------------------------------------------------------------------------- hostile files
 
 
@@ -151,6 +175,8 @@ LIES = {
     "argument": (lie("source", "args", value={"exec": "x"}), r"exec"),
     "nested argument": (lie("source", "args", value={"width": {"a": 1}}), r"width"),
     "method": (lie("methods", "0", "name", value="eval"), r"unknown method 'eval'"),
+    "train-only method": (lie("methods", value=[{"name": "lfm", "seed": 0}]), r"lfm is for training only"),
+    "many methods": (lie("methods", value=[{"name": "defective_conv", "seed": 0}] * 17), r"at most 16 methods"),
     "parameter": (lie("methods", "0", "params", value={"keep": 7}), r"keep must be in \[0, 1\]"),
     "site": (lie("methods", "0", "params", value={"sites": ["nowhere"]}), r"has no layer 'nowhere'"),
     "missing method": (lie("methods", value=[]), r"is not in the net"),

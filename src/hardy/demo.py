@@ -88,7 +88,7 @@ class _Work:
     def train(self, arm: str, seed: int, folder: Path, device: str) -> Run:
         def tell(p: Progress) -> None:
             self.total = self._all(p.steps)
-            self._tell(f"training {arm}, seed {seed}: epoch {p.epoch}/{p.epochs}", p.step)
+            self._tell(f"training {arm}, seed {seed}: epoch {p.epoch}/{p.epochs}", float(p.step))
 
         run = train(recipe(arm, seed), out=folder, device=device, resume=True, on_progress=tell)
         steps = int(run.history[-1]["step"])

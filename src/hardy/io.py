@@ -4,6 +4,7 @@ Loading executes nothing and unpickles nothing: the builder must be in the insta
 scalars from an allow-list, and all names, shapes and types are compared on the meta device before memory is taken.
 """
 
+import copy
 import dataclasses
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -14,8 +15,8 @@ import torch
 from torch import nn
 
 from hardy import config, models, surgery
-from hardy.errors import CheckpointError, ConfigError, HardyError, did_you_mean
-from hardy.methods import METHODS
+from hardy.errors import CheckpointError, HardyError, did_you_mean
+from hardy.methods import CARDS, METHODS
 from hardy.models.registry import check_args
 from hardy.safefile import read_header, read_tensors, write_tensors
 
@@ -24,6 +25,7 @@ __all__ = ["FORMAT", "SUFFIX", "Header", "MethodRecord", "load", "load_model", "
 FORMAT = 1  # 1: first format
 SUFFIX = ".safetensors"
 LARGEST_SIDE = 16384  # pixels of an input; a header that claims more is lying
+MOST_METHODS = 16
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -138,21 +140,17 @@ def load(path: str | Path, model: nn.Module | None = None) -> nn.Module:
     """
     path = Path(path)
     header = read(path)
-    found = read_header(path)[1]
-    if header.source.builder == "external":
-        if model is None:
-            raise CheckpointError(
-                f"{path}: holds the weights of {header.source.name}, built by code of your own. "
-                "Pass the module: hardy.load(path, model=...)."
-            )
-        net = model
-    else:
-        _compare(path, _expected(path, header), found)
-        net = models.rebuild(header.source)
-        if header.class_names and isinstance(net, models.Classifier):
-            net.class_names = header.class_names
-    _attach_live(net, header)
-    _compare(path, _shapes(net), found)
+    if header.source.builder == "external" and model is None:
+        raise CheckpointError(
+            f"{path}: holds the weights of {header.source.name}, built by code of your own. "
+            "Pass the module: hardy.load(path, model=...)."
+        )
+    plan = _plan(path, header, model)
+    _compare(path, _shapes(plan), read_header(path)[1])
+    net = models.rebuild(header.source) if header.source.builder != "external" or model is None else model
+    if header.class_names and isinstance(net, models.Classifier):
+        net.class_names = header.class_names
+    surgery.transplant(plan, net)
     net.load_state_dict(read_tensors(path))
     return net.eval()
 
@@ -182,6 +180,10 @@ def read(path: str | Path) -> Header:
     for method in header.methods:
         if method.name not in METHODS:
             raise CheckpointError(f"{path}: unknown method {method.name!r}; {did_you_mean(method.name, METHODS)}")
+        if not CARDS[method.name].live:
+            raise CheckpointError(f"{path}: {method.name} is for training only; it cannot be live in a saved model.")
+    if len(header.methods) > MOST_METHODS:
+        raise CheckpointError(f"{path}: at most {MOST_METHODS} methods can be live; got {len(header.methods)}.")
     shape = header.input_shape or (0, 0, 0)
     wrong_channels = source.builder != "external" and shape[0] != source.in_channels
     if header.methods and (wrong_channels or not 1 <= min(shape) <= max(shape) <= LARGEST_SIDE):
@@ -243,28 +245,18 @@ def _source(model: nn.Module) -> models.Source:
     )
 
 
-def _attach_live(net: nn.Module, header: Header) -> None:
-    """Attach the live methods of the header, on the device of the net."""
-    if not header.methods or header.input_shape is None:
-        return
-    example = torch.zeros(1, *header.input_shape, device=next(net.parameters()).device)
-    for each in header.methods:
-        try:
-            method: surgery.Method = config.build(METHODS[each.name], _without_none(each.params))
-            method.attach(net, example=example, seed=each.seed)
-        except (ConfigError, HardyError, RuntimeError) as error:
-            raise CheckpointError(f"method {each.name!r} of the header does not fit the net: {error}") from error
-
-
-def _expected(path: Path, header: Header) -> dict[str, tuple[str, tuple[int, ...]]]:
-    """Say what the file must hold, without taking memory."""
+def _plan(path: Path, header: Header, model: nn.Module | None) -> nn.Module:
+    """Build the net of the header, with its live methods, on the meta device: all shapes and no memory."""
     try:
         with torch.device("meta"):
-            net = models.rebuild(header.source)
-            _attach_live(net, header)
+            own = header.source.builder == "external" and model is not None
+            net = copy.deepcopy(model).to("meta") if own and model is not None else models.rebuild(header.source)
+            for each in header.methods:
+                method: surgery.Method = config.build(METHODS[each.name], _without_none(each.params))
+                method.attach(net, example=torch.zeros(1, *(header.input_shape or ())), seed=each.seed)
     except (RuntimeError, TypeError, ValueError, ArithmeticError, LookupError) as error:
         raise CheckpointError(f"{path}: the net of the header cannot be built: {error}") from error
-    return _shapes(net)
+    return net
 
 
 def _shapes(net: nn.Module) -> dict[str, tuple[str, tuple[int, ...]]]:

@@ -39,6 +39,7 @@ __all__ = [
     "set_keys",
     "strip",
     "strip_",
+    "transplant",
     "without_trace",
 ]
 
@@ -247,6 +248,26 @@ def strip_(model: nn.Module, *, live: bool = False) -> None:
     for attachment in reversed(attachments(model)):
         if live or not attachment.insert.live:
             attachment._remove()  # noqa: SLF001  (a train-only layer is the identity for those above it)
+
+
+def transplant(donor: nn.Module, model: nn.Module) -> None:
+    """Move everything attached to ``donor`` to the same sites of ``model``, which is built alike.
+
+    The donor may be on the meta device; the layers then get memory on the device of the model, with values that the
+    caller must load.
+    """
+    device = next(model.parameters()).device
+    for attachment in attachments(donor):
+        held = attachment.insert
+        attachment._remove()  # noqa: SLF001  (all go, in order)
+        if any(value.is_meta for value in [*held.parameters(), *held.buffers()]):
+            held.to_empty(device=device)
+            for layer in held.modules():
+                if isinstance(layer, KeyedLayer):
+                    layer.step.zero_()
+        taps = [cast("Tap", tap) for tap in held.taps]
+        held.taps = nn.ModuleList()
+        insert(model, held, method=attachment.name, taps=taps)
 
 
 def set_keys(model: nn.Module, key: Tensor) -> None:

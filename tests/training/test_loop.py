@@ -161,6 +161,38 @@ def test_the_term_that_is_not_finite_is_named(tmp_path: Path) -> None:
     assert surgery.attachments(model) == []  # nothing stays attached
 
 
+class Root(nn.Module):
+    """A net whose loss is finite where its gradient is not: the square root of a square, at zero."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.s = nn.Parameter(torch.zeros(1))
+        self.fc = nn.Linear(64, 10)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.fc(x.flatten(1)) + (self.s * self.s).sqrt()
+
+
+def test_a_gradient_that_is_not_finite_in_the_last_step_is_not_saved(tmp_path: Path) -> None:
+    _, data = tiny()
+    with pytest.raises(TrainingError, match=r"weights must stay finite; s was not after step 0"):
+        train(Root(), data, options=TrainRecipe(epochs=1, batch_size=64), out=tmp_path / "a", augment=())
+    assert not (tmp_path / "a" / "model.safetensors").exists() and not (tmp_path / "a" / "checkpoints").exists()
+
+
+def test_the_metrics_in_the_file_are_those_of_the_weights_in_it(tmp_path: Path) -> None:
+    run = train(recipe(epochs=4, select="best", lr=1.0), out=tmp_path / "a")
+    best = max(run.history, key=lambda row: row["val_accuracy"])
+    metrics = io.read(run.folder / "model.safetensors").metrics
+    assert metrics["val_accuracy"] == best["val_accuracy"] and metrics["epoch"] == best["epoch"]
+    val = load_data("digits", split="val")
+    right = (run.model(val.images()).argmax(1) == val.y).float().mean().item()
+    assert right == pytest.approx(best["val_accuracy"])
+    model, data = tiny()
+    with pytest.raises(ParameterError, match=r"needs validation images"):
+        train(model, data, options=TrainRecipe(epochs=1, select="best"), out=tmp_path / "b")
+
+
 @dataclass(frozen=True)
 class Twice:
     """A method that runs every step twice and counts the ends of epochs."""

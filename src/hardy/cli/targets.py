@@ -2,11 +2,12 @@
 
 from dataclasses import dataclass
 from pathlib import Path
+from typing import cast
 
 from torch import nn
 
 from hardy import io
-from hardy.data import ArrayData, load_data
+from hardy.data import ArrayData, Split, load_data
 from hardy.errors import ConfigError
 from hardy.models import Classifier
 from hardy.training import Recipe, RunFolder, load_recipe
@@ -38,6 +39,9 @@ def open_data(
 ) -> ArrayData:
     """Load images by ``--data``, or those of the run's recipe.
 
+    Train and validation images of a run are divided by the seed of its recipe, as in its training. Which images a
+    ``limit`` takes depends on ``seed`` alone, so that runs of different seeds are evaluated on the same ones.
+
     Raises:
         ConfigError: neither says which images.
         DataError: they cannot be read.
@@ -45,14 +49,14 @@ def open_data(
     d = recipe.data if recipe is not None else None
     if spec is None and (d is None or d.name == "external"):
         raise ConfigError("--data: must be given, as the model does not say which images; for example --data digits.")
-    return load_data(
-        spec or (d.name if d else ""),
-        split=split,  # type: ignore[arg-type]  # checked by load_data
-        limit=limit,
-        size=size if size is not None else (d.size if d else None),
-        seed=recipe.seed if spec is None and recipe is not None else seed,
-        val_fraction=d.val_fraction if spec is None and d else 0.1,
-    )
+    name = spec or (d.name if d else "")
+    size = size if size is not None else (d.size if d else None)
+    if recipe is not None and name == recipe.data.name and split != "test":
+        whole = load_data(
+            name, split=cast("Split", split), size=size, seed=recipe.seed, val_fraction=recipe.data.val_fraction
+        )
+        return whole.limit(limit, seed=seed)
+    return load_data(name, split=cast("Split", split), limit=limit, size=size, seed=seed)
 
 
 def run_of(text: str) -> RunFolder | None:

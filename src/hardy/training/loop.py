@@ -153,6 +153,10 @@ class _Job:
         t = recipe.train
         self.recipe, self.model, self.folder, self.on_progress = recipe, model, folder, on_progress
         self.device = ("cuda" if torch.cuda.is_available() else "cpu") if device == "auto" else device
+        if t.select == "best" and val_data is None:
+            raise ParameterError(
+                'train: select = "best" needs validation images; got none. Set val_fraction or val_data, or "last".'
+            )
         if len(data.x) < 2:
             raise DataError(f"train: at least 2 training images are needed; got {len(data.x)}.")
         self.fabric = Fabric(
@@ -181,7 +185,7 @@ class _Job:
         self.val_data = val_data
         self.average = Average(model, t.ema) if t.ema is not None else None
         self.best: dict[str, Tensor] | None = None
-        self.best_accuracy = -1.0
+        self.best_accuracy, self.best_epoch = -1.0, 0
         self.rows: list[Row] = []
         self.step = 0
 
@@ -236,6 +240,7 @@ class _Job:
             if self.step % per_epoch:
                 self._tell(epoch, losses, None)
         watch.check()
+        watch.check_weights(self.step - 1)
         for attachment in self.attached:
             attachment.insert.epoch_end(epoch)
         row: Row = {"epoch": epoch + 1, "step": self.step, "lr": lr}
@@ -285,7 +290,7 @@ class _Job:
         )
         accuracy = right / len(data.x)
         if self.recipe.train.select == "best" and accuracy > self.best_accuracy:
-            self.best_accuracy = accuracy
+            self.best_accuracy, self.best_epoch = accuracy, len(self.rows) + 1
             self.best = {name: value.detach().clone() for name, value in self.model.state_dict().items()}
         if own is not None:
             self.model.load_state_dict(own)
@@ -305,6 +310,7 @@ class _Job:
         tensors = {f"model.{k}": v for k, v in self.model.state_dict().items()}
         tensors |= {f"optimizer.{k}": v for k, v in flatten_optimizer(self.optimizer).items()}
         facts: dict[str, Any] = {"epoch": int(row["epoch"]), "step": self.step, "best_accuracy": self.best_accuracy}
+        facts["best_epoch"] = self.best_epoch
         facts["attachments"] = {a.name: a.state_dict() for a in self.attached}
         if self.average is not None:
             tensors |= {f"ema.{k}": v for k, v in self.average.values.items()}
@@ -329,7 +335,8 @@ class _Job:
             attachment.load_state_dict(facts["attachments"][attachment.name])
         if self.average is not None:
             self.average.load(part("ema"), facts["ema_steps"])
-        self.best, self.best_accuracy = part("best") or None, facts["best_accuracy"]
+        self.best = part("best") or None
+        self.best_accuracy, self.best_epoch = facts["best_accuracy"], facts["best_epoch"]
         if self.best is not None:
             self.best = {k: v.to(self.fabric.device) for k, v in self.best.items()}
         self.step = facts["step"]
@@ -344,13 +351,13 @@ class _Job:
             self.model.load_state_dict(chosen)
         surgery.strip_(self.model)
         self.model.to("cpu", memory_format=torch.contiguous_format).eval()  # type: ignore[call-overload]
-        last = {k: float(v) for k, v in self.rows[-1].items() if k != "lr"} if self.rows else {}
+        row = self.rows[self.best_epoch - 1 if self.best is not None else -1]  # of the weights that are kept
         facts = {"data": self.recipe.data.name, "seed": str(self.recipe.seed), "weights": self._which()}
         io.save(
             self.model,
             self.folder.model_file,
             trained_with=tuple(map(repr, self.methods)),
-            metrics=last,
+            metrics={k: float(v) for k, v in row.items() if k != "lr"},
             provenance=facts,
         )
 

@@ -61,7 +61,7 @@ class TrainRecipe:
 
     Attributes:
         epochs: Passes over the training images, at least 1.
-        batch_size: Images a step, at least 1.
+        batch_size: Images a step, at least 1; at the end of an epoch a batch that is not full is left out.
         optimizer: "sgd" (Nesterov momentum) or "adamw".
         lr: Highest learning rate.
         momentum: Of SGD, in [0, 1).
@@ -137,7 +137,7 @@ class EvaluateRecipe:
     eps: float = 8 / 255
     limit: int | None = None
     steps: int = 20
-    restarts: int = 1
+    restarts: int = 2
 
 
 @dataclass(frozen=True, kw_only=True)

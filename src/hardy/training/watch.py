@@ -43,6 +43,19 @@ class Watch:
                 "The last whole epoch is kept in checkpoints/."
             )
 
+    def check_weights(self, step: int) -> None:
+        """Raise if a weight or buffer is not finite: the last gradient may be, though its loss was finite.
+
+        Raises:
+            TrainingError: names the first such tensor.
+        """
+        for name, value in self.model.state_dict().items():
+            if value.is_floating_point() and not bool(torch.isfinite(value).all()):
+                raise TrainingError(
+                    f"train: weights must stay finite; {name} was not after step {step}, though the loss was: a "
+                    "gradient overflowed. Lower lr or clip gradients. The last whole epoch is kept in checkpoints/."
+                )
+
     def _culprit(self) -> str:
         """Say where the first value that is not finite is: in the images, the weights, or the output of a layer."""
         if self.x is not None and not bool(torch.isfinite(self.x).all()):
