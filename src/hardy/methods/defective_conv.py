@@ -77,7 +77,10 @@ class DefectiveMask2d(nn.Module):
                 f"defective_conv: the mask is for {tuple(self.mask.shape)} feature maps; got {tuple(x.shape[1:])}. "
                 "A net with masks works at the input size it was attached with: resize the images to it."
             )
-        return x * self.mask.to(x.dtype)
+        mask = self.mask.to(x.dtype)[None]
+        if x.is_contiguous(memory_format=torch.channels_last):  # in the order of x: a product of two orders is slow
+            mask = mask.contiguous(memory_format=torch.channels_last)
+        return x * mask
 
     def extra_repr(self) -> str:
         return f"{'x'.join(map(str, self.mask.shape))}, keep={self.mask.mean().item():.3f}"
