@@ -56,7 +56,7 @@ def methods_page() -> str:
     parts = [
         "# Methods\n\nGenerated from the code by `python docs/generate.py`. Each is a table `[[methods]]` of a\n"
         "recipe, a class of `hardy.methods`, and one file. Sites are module names, globs, calls (`layer1.0.relu#1`),\n"
-        "or stages (`stem`, `stage2`, `bottom`, `top`, `all`); `hardy layers MODEL` lists them.",
+        "or stages (`stem`, `stage2`, `bottom`, `top`, `all`); `hardy layers MODEL` lists stages and modules.",
     ]
     for name, card in CARDS.items():
         cls = METHODS[name]

@@ -33,6 +33,11 @@ def test_functions_are_not_hidden_by_the_packages_behind_them() -> None:
     subprocess.run([sys.executable, "-c", code], check=True)  # noqa: S603
 
 
+def test_packages_are_reachable_without_an_import() -> None:
+    code = "import hardy; assert hardy.methods.LocalFeatureMasking and hardy.attacks.PGD"
+    subprocess.run([sys.executable, "-c", code], check=True)  # noqa: S603
+
+
 def test_an_unknown_name_is_an_attribute_error() -> None:
     with pytest.raises(AttributeError, match=r"module 'hardy' has no attribute 'evalute'"):
         _ = hardy.evalute

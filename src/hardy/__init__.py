@@ -55,7 +55,12 @@ HOMES = {  # name -> module it comes from
 __all__ = ["__version__", *HOMES]  # noqa: PLE0604  (all are strings)
 
 
+PACKAGES = ("attacks", "corruptions", "data", "methods", "models")  # reachable as hardy.methods without an import
+
+
 def __getattr__(name: str) -> Any:
+    if name in PACKAGES:
+        return importlib.import_module(f"hardy.{name}")
     if name not in HOMES:
         raise AttributeError(f"module 'hardy' has no attribute {name!r}")
     value = globals()[name] = getattr(importlib.import_module(HOMES[name]), name)

@@ -101,13 +101,17 @@ class Insert(nn.Module):
         """Do what has to be done after an epoch."""
 
 
-@dataclass(frozen=True, eq=False)
+@dataclass(frozen=True, eq=False, repr=False)
 class Attachment:
     """What was attached where, and how to undo it. Also a context manager."""
 
     model: nn.Module
     name: str
     insert: Insert
+
+    def __repr__(self) -> str:
+        where = f"{len(self.sites)} sites, first {self.sites[0]}" if self.sites else "the batch or the loss"
+        return f"Attachment({self.name}: {where})"
 
     @property
     def sites(self) -> tuple[str, ...]:

@@ -77,13 +77,52 @@ def test_evaluate_measures_the_run_on_its_own_recipe(runs: Path) -> None:
 
 
 def test_fail_under_sets_the_exit_code(runs: Path) -> None:
-    args = ("evaluate", runs / "b", "--axes", "clean", "--out", runs / "x.json", "--quiet")
+    args = ("evaluate", runs / "b", "--axes", "clean", "--out", runs / "x.json", "--quiet", "--overwrite")
     assert hardy(*args, "--fail-under", "clean=0").exit_code == 0
     failed = hardy(*args, "--fail-under", "clean=1")
     assert failed.exit_code == 1 and "is below --fail-under 1" in failed.stderr
     assert hardy(*args, "--fail-under", "clean").exit_code == 2
     wrong = hardy(*args, "--fail-under", "noise=0.5")
     assert wrong.exit_code == 2 and "noise" in wrong.stderr
+
+
+def test_an_evaluation_that_says_more_is_not_lost(runs: Path) -> None:
+    out = runs / "kept.json"
+    args = ("evaluate", runs / "a", "--out", out, "--quiet", "--axes")
+    assert hardy(*args, "clean,texture").exit_code == 0
+    kept = out.read_bytes()
+    for more, reason in (
+        (["clean"], "the axes texture"),
+        (["clean,texture", "--limit", "10"], "40 images of digits test"),
+        (["clean,texture", "--eps", "0.2"], "the threat linf 0.1"),
+    ):
+        done = hardy(*args, *more)
+        assert done.exit_code == 2 and reason in done.stderr and "--overwrite" in done.stderr
+        assert out.read_bytes() == kept
+    assert hardy(*args, "clean,texture,noise").exit_code == 0
+    assert hardy(*args, "clean", "--overwrite").exit_code == 0 and out.read_bytes() != kept
+
+
+def test_a_stopped_training_says_how_to_go_on(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "r.toml").write_text(RECIPE)
+
+    def interrupt(self: Any, epoch: int, losses: Any, row: Any) -> None:
+        if row is not None:
+            raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr("hardy.training.loop._Job._tell", interrupt)
+        stopped = hardy("train", tmp_path / "r.toml", "--out", tmp_path / "run", "--quiet")
+    assert stopped.exit_code == 130 and "add --resume" in stopped.stderr
+    unfinished = hardy("evaluate", tmp_path / "run")
+    assert unfinished.exit_code == 2 and "its training was stopped. Go on: hardy train" in unfinished.stderr
+    assert hardy("train", tmp_path / "r.toml", "--out", tmp_path / "run", "--resume", "--quiet").exit_code == 0
+
+
+def test_a_net_that_does_not_fit_the_images_is_an_error_before_anything_is_written(tmp_path: Path) -> None:
+    (tmp_path / "r.toml").write_text(RECIPE.replace("cifar_resnet8", "timm:vit_tiny_patch16_224").replace("args", "#"))
+    done = hardy("train", tmp_path / "r.toml", "--out", tmp_path / "run")
+    assert done.exit_code == 2 and "does not take 1x8x8 images" in done.stderr and not (tmp_path / "run").exists()
 
 
 def test_attack_saves_images_inside_the_ball(runs: Path) -> None:
@@ -98,7 +137,7 @@ def test_attack_saves_images_inside_the_ball(runs: Path) -> None:
 
 def test_report_writes_a_page(runs: Path) -> None:
     for name in ("a", "b"):
-        assert hardy("evaluate", runs / name, "--axes", "clean", "--quiet").exit_code == 0
+        assert hardy("evaluate", runs / name, "--axes", "clean", "--quiet", "--overwrite").exit_code == 0
     done = hardy("report", runs / "a", runs / "b", "--out", runs / "page.html", "--json")
     assert json.loads(done.stdout)["bytes"] == (runs / "page.html").stat().st_size
     assert "<html" in (runs / "page.html").read_text()
@@ -153,23 +192,35 @@ def test_a_factory_in_a_file_is_trained_and_evaluated(tmp_path: Path) -> None:
     ("args", "message"),
     [
         (["train", "none.toml", "--out", "x"], "none.toml: cannot read"),
-        (["evaluate", "cifar_resnet8"], "--data: must be given"),
+        (["evaluate", "net.py:make"], "--data: must be given"),
+        (["evaluate", "cifar_resnet8", "--data", "digits"], "a net without trained weights"),
+        (["attack", "timm:resnet18", "--data", "digits"], "a net without trained weights"),
+        (["evaluate", "runs/nothere"], "runs/nothere: no such run folder, file or net"),
+        (["evaluate", "cifar_resnet8", "--data", "digits", "--eps", "8"], "Did you mean 8/255?"),
+        (["attack", "cifar_resnet8", "--data", "digits", "--threat", "linf:8"], "Did you mean 8/255?"),
+        (["models", "zzz*"], "nothing matches 'zzz*'"),
         (["evaluate", "cifar_resnt8", "--data", "digits"], "did you mean"),
         (["evaluate", "cifar_resnet8", "--data", "digts"], "did you mean 'digits'?"),
         (["evaluate", "cifar_resnet8", "--data", "digits", "--eps", "8/0"], "expected a number or a fraction"),
-        (["evaluate", "cifar_resnet8", "--data", "digits", "--axes", "cleen"], "did you mean 'clean'?"),
+        (["evaluate", "RUN", "--axes", "cleen"], "did you mean 'clean'?"),
+        (["evaluate", "RUN", "--checks", "ful"], "--checks: must be one of derived, full; got 'ful'"),
+        (["evaluate", "RUN", "--axes", "clean", "--fail-under", "noise=0.5"], "noise is not measured"),
         (["evaluate", "cifar_resnet8", "--data", "digits", "--device", "gpu"], "--device: must be auto, cpu or cuda"),
-        (["evaluate", "cifar_resnet8", "--data", "digits", "--batch-size", "0"], "--batch-size: must be a positive"),
+        (["evaluate", "RUN", "--batch-size", "0"], "--batch-size: must be a positive"),
         (["evaluate", "cifar_resnet8", "--data", "digits", "--threat", "linf", "--eps", "1"], "--threat"),
-        (["attack", "cifar_resnet8", "--data", "digits", "--attack", "pdg"], "did you mean 'pgd'?"),
+        (["attack", "RUN", "--attack", "pdg"], "did you mean 'pgd'?"),
         (["methods", "lmf"], "did you mean 'lfm'?"),
         (["layers", "timm:resnet10t", "--size", "0"], "--size and --channels must be at least 1"),
         (["report", "nowhere"], "nowhere"),
     ],
 )
-def test_mistakes_are_one_line_and_exit_code_2(args: list[str], message: str, tmp_path: Path, monkeypatch: Any) -> None:
+def test_mistakes_are_one_line_and_exit_code_2(
+    args: list[str], message: str, runs: Path, tmp_path: Path, monkeypatch: Any
+) -> None:
     monkeypatch.chdir(tmp_path)
-    done = hardy(*args)
+    before = {p: p.stat().st_mtime_ns for p in (runs / "a").rglob("*")}
+    done = hardy(*(str(runs / "a") if arg == "RUN" else arg for arg in args))
+    assert before == {p: p.stat().st_mtime_ns for p in (runs / "a").rglob("*")}
     assert done.exit_code == 2 and done.stdout == ""
     assert done.stderr.startswith("error: ") and message in done.stderr
     assert list(tmp_path.iterdir()) == []
@@ -180,7 +231,7 @@ def test_the_lists_list_and_the_card_has_its_facts() -> None:
     assert {"lfm", "defective_conv"} <= {row["name"] for row in methods}
     card = json.loads(hardy("methods", "defective_conv", "--json").stdout)
     assert card["defaults"] == {"keep": 0.5, "sites": ["bottom"]} and "patent" in card["notes"][0]
-    assert "patent" in hardy("methods", "defective_conv").stderr
+    assert "patent" in hardy("methods", "defective_conv").stdout
     assert {"pgd", "fgsm"} <= {row["name"] for row in json.loads(hardy("attacks", "--json").stdout)}
     assert "cifar_resnet20" in hardy("models").stdout.split()
     assert all(
@@ -188,7 +239,7 @@ def test_the_lists_list_and_the_card_has_its_facts() -> None:
     )
     stages = json.loads(hardy("layers", "cifar_resnet18", "--json").stdout)
     assert [s["name"] for s in stages] == ["stem", "stage1", "stage2", "stage3", "stage4"]
-    assert "layer4.1.conv2" in hardy("layers", "cifar_resnet18").stderr
+    assert "layer4.1.conv2" in hardy("layers", "cifar_resnet18").stdout
 
 
 def test_version_and_debug() -> None:

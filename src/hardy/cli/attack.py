@@ -15,10 +15,12 @@ from hardy.cli.common import (
     Seed,
     Size,
     Split,
+    Weights,
     batch_size_of,
     console,
     device_of,
     guarded,
+    in_box,
     print_json,
 )
 
@@ -34,6 +36,7 @@ def command(
     split: Split = "test",
     limit: Limit = None,
     size: Size = None,
+    weights: Weights = None,
     out: Annotated[
         Path | None, typer.Option("--out", "-o", help="Save the adversarial images (.npz: x_adv y success).")
     ] = None,
@@ -58,10 +61,10 @@ def command(
     from hardy.safefile import write_atomic
     from hardy.threats import parse_threat
 
-    chosen = parse_threat(threat)
+    chosen = in_box(parse_threat(threat))
     where = device_of(device)
-    images = open_data(data, recipe_of(model), split=split, limit=limit, size=size, seed=seed or 0)
-    target = open_target(model, images, device=where)
+    images = open_data(data, recipe_of(model), split=split, limit=limit, size=size, seed=seed or 0, model=model)
+    target = open_target(model, images, device=where, weights=weights)
     found = run_attack(
         target.model,
         images.images().to(where),

@@ -2,7 +2,7 @@
 
 import dataclasses
 
-from hardy.cli.common import Json, console, guarded, print_json
+from hardy.cli.common import Json, answer, guarded, print_json
 
 __all__ = ["command"]
 
@@ -31,4 +31,4 @@ def command(json: Json = False) -> None:
     table = Table("name", "idea", "norms", "paper")
     for row in rows:
         table.add_row(row["name"], row["summary"], " ".join(row["norms"]), row["paper"])
-    console().print(table)
+    answer().print(table)

@@ -9,7 +9,7 @@ import os
 import sys
 from collections.abc import Callable
 from pathlib import Path
-from typing import Annotated, Any, ParamSpec, TypeVar
+from typing import TYPE_CHECKING, Annotated, Any, ParamSpec, TypeVar
 
 import typer
 
@@ -26,13 +26,21 @@ __all__ = [
     "Seed",
     "Size",
     "Split",
+    "Weights",
+    "answer",
     "batch_size_of",
     "console",
     "device_of",
     "guarded",
+    "in_box",
     "parse_list",
     "print_json",
 ]
+
+if TYPE_CHECKING:
+    from hardy.threats import Threat
+
+WIDE = 200  # columns where nobody watches, so that names stay whole
 
 P = ParamSpec("P")
 R = TypeVar("R")
@@ -46,6 +54,9 @@ Out = Annotated[Path | None, typer.Option("--out", "-o", help="Where to write.")
 Data = Annotated[str | None, typer.Option("--data", help="digits, npz:FILE, folder:DIR or cifar10:DIR.")]
 Split = Annotated[str, typer.Option("--split", help="train, val or test.")]
 Limit = Annotated[int | None, typer.Option("--limit", help="Number of images, chosen by the seed, classes in balance.")]
+Weights = Annotated[
+    str | None, typer.Option("--weights", help="Of a named net: pretrained (published ones), or a weights file.")
+]
 Size = Annotated[int | None, typer.Option("--size", help="Height and width to which images of a folder are resized.")]
 
 
@@ -62,7 +73,7 @@ def guarded(command: Callable[P, R]) -> Callable[P, R]:
             console().print(f"[bold red]error:[/] {_escape(str(error))}", soft_wrap=True, highlight=False)
             raise typer.Exit(2) from None
         except KeyboardInterrupt:
-            console().print("stopped; what was finished is kept.", highlight=False)
+            console().print("stopped.", highlight=False)
             raise typer.Exit(130) from None
 
     return run
@@ -73,7 +84,29 @@ def console() -> Any:
     """Give the console for people, on stderr."""
     from rich.console import Console
 
-    return Console(stderr=True)
+    return Console(stderr=True, width=None if sys.stderr.isatty() else WIDE)
+
+
+@functools.cache
+def answer() -> Any:
+    """Give the console for what a listing verb was asked for, on stdout, so that it can be piped."""
+    from rich.console import Console
+
+    return Console(width=None if sys.stdout.isatty() else WIDE)
+
+
+def in_box(threat: "Threat") -> "Threat":
+    """Refuse a budget on the scale of 0 to 255.
+
+    Raises:
+        ConfigError: a Linf budget above 1, where pixels are in [0, 1].
+    """
+    if threat.norm == "linf" and threat.eps > 1:
+        raise ConfigError(
+            f"--eps: pixels are in [0, 1], so a linf budget is at most 1; got {threat.eps:g}. "
+            f"Did you mean {threat.eps:g}/255?"
+        )
+    return threat
 
 
 def _escape(text: str) -> str:

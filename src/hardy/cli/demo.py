@@ -17,7 +17,7 @@ def command(
     json: Json = False,
     quiet: Quiet = False,
 ) -> None:
-    """Run the whole story on embedded data: train four nets, evaluate them, write one page.
+    """Run the whole story on embedded data: train nine small nets, evaluate four, write one page.
 
     Examples:
 

@@ -1,7 +1,7 @@
 """``hardy evaluate``."""
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, cast
+from typing import TYPE_CHECKING, Annotated, Any, cast
 
 import typer
 
@@ -16,14 +16,16 @@ from hardy.cli.common import (
     Seed,
     Size,
     Split,
+    Weights,
     batch_size_of,
     console,
     device_of,
     guarded,
+    in_box,
     parse_list,
     print_json,
 )
-from hardy.errors import ConfigError
+from hardy.errors import ConfigError, did_you_mean
 
 if TYPE_CHECKING:
     from hardy.results import Result
@@ -40,56 +42,84 @@ def command(
     split: Split = "test",
     limit: Limit = None,
     size: Size = None,
-    axes: Annotated[str | None, typer.Option("--axes", help="Comma-separated; default: all that can run.")] = None,
-    eps: Annotated[str | None, typer.Option("--eps", help="Budget, as 8/255 or 0.03.")] = None,
-    norm: Annotated[str | None, typer.Option("--norm", help="linf or l2.")] = None,
+    axes: Annotated[
+        str | None, typer.Option("--axes", help="Of clean,noise,white_box,eps_curve,transfer,texture; default all.")
+    ] = None,
+    eps: Annotated[
+        str | None, typer.Option("--eps", help="Budget, as 8/255 or 0.03; default the recipe's, or 8/255.")
+    ] = None,
+    norm: Annotated[str | None, typer.Option("--norm", help="linf (default) or l2.")] = None,
     threat: Annotated[
         str | None, typer.Option("--threat", help="linf:8/255, or a preset such as cifar10-linf.")
     ] = None,
-    steps: Annotated[int | None, typer.Option("--steps", help="Steps of PGD.")] = None,
-    restarts: Annotated[int | None, typer.Option("--restarts", help="Restarts of PGD.")] = None,
+    weights: Weights = None,
+    steps: Annotated[int | None, typer.Option("--steps", help="Steps of PGD; default the recipe's, or 20.")] = None,
+    restarts: Annotated[int | None, typer.Option("--restarts", help="Restarts of PGD; default likewise, or 2.")] = None,
     source: Annotated[list[str] | None, typer.Option("--source", help="Net to transfer from, repeatable.")] = None,
     sibling: Annotated[list[str] | None, typer.Option("--sibling", help="Same method, other seed; repeatable.")] = None,
-    base: Annotated[str | None, typer.Option("--base", help="The same net without the methods.")] = None,
+    base: Annotated[
+        str | None,
+        typer.Option("--base", help="The same net without the methods: one more source. Differences: hardy report."),
+    ] = None,
+    checks: Annotated[
+        str, typer.Option("--checks", help="derived, or full: more attacks on what survived.")
+    ] = "derived",
     fail_under: Annotated[
         list[str] | None, typer.Option("--fail-under", help="AXIS=SHARE: exit 1 if the accuracy is below; repeatable.")
     ] = None,
     seed: Seed = None,
     device: Device = "auto",
     batch_size: BatchSize = "auto",
+    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace an evaluation that asked more.")] = False,
     out: Out = None,
     json: Json = False,
     quiet: Quiet = False,
 ) -> None:
     """Measure a model on every axis of robustness, with checks that distrust the numbers.
 
-    A run folder is evaluated on its own test images, and gets result.json and result.npz.
+    A run folder is evaluated on its own test images, and gets result.json and result.npz. An evaluation there with
+    other axes, images or another threat is kept unless --overwrite is given.
 
     Examples:
 
         hardy evaluate runs/lfm --source runs/plain-1 --sibling runs/lfm-1
 
-        hardy evaluate timm:resnet18 --data folder:photos --size 224 --eps 2/255 --out result.json
+        hardy evaluate timm:resnet18 --weights my.safetensors --data folder:photos --size 224 --eps 2/255
     """
     from hardy.cli.progress import evaluation_progress
     from hardy.cli.targets import open_data, open_target, recipe_of
     from hardy.environment import command_line
-    from hardy.evaluation import Budget, evaluate
+    from hardy.evaluation import AXES, Budget, evaluate
 
+    asked = parse_list(axes)
     floors = _floors(fail_under or [])
     recipe = recipe_of(model)
     chosen_threat = _threat(threat, norm, eps, recipe)
     wish = recipe.evaluate if recipe is not None else None
     where = device_of(device)
     images = open_data(
-        data, recipe, split=split, limit=limit or (wish.limit if wish else None), size=size, seed=seed or 0
+        data,
+        recipe,
+        split=split,
+        limit=limit or (wish.limit if wish else None),
+        size=size,
+        seed=seed or 0,
+        model=model,
     )
-    target = open_target(model, images, device=where)
+    asked = asked or (wish.axes if wish else None) or tuple(AXES)
+    if unknown := [axis for axis in asked if axis not in AXES]:
+        raise ConfigError(f"--axes: no axis {unknown[0]!r}; {did_you_mean(unknown[0], AXES)}")
+    if missing := [axis for axis in floors if axis not in asked]:
+        raise ConfigError(f"--fail-under: {missing[0]} is not measured; --axes has {', '.join(asked)}.")
+    target = open_target(model, images, device=where, weights=weights)
     others = {
         key: [(t.name, t.model) for t in (open_target(text, images, device=where) for text in texts or ())]
         for key, texts in {"sources": source, "siblings": sibling, "base": [base] if base else None}.items()
     }
     path = out or (target.folder.result_file if target.folder is not None else Path("result.json"))
+    data_name = f"{images.name} {images.split}"
+    if not overwrite:
+        _keep_more(path, data_name, len(images), chosen_threat, asked)
     budget = Budget(
         steps=steps or (wish.steps if wish else Budget().steps),
         restarts=restarts or (wish.restarts if wish else Budget().restarts),
@@ -100,7 +130,8 @@ def command(
             images.images().to(where),
             images.y.to(where),
             threat=chosen_threat,
-            axes=parse_list(axes) or (wish.axes if wish else None),
+            axes=asked,
+            checks=_one_of("--checks", checks, ("derived", "full")),
             sources=others["sources"],
             siblings=others["siblings"],
             base=others["base"][0][1] if others["base"] else None,
@@ -109,7 +140,7 @@ def command(
             budget=budget,
             rows=images.index.to(where),
             model_name=target.name,
-            data_name=f"{images.name} {images.split}",
+            data_name=data_name,
             class_names=images.class_names,
             methods=target.methods,
             command=command_line(),
@@ -144,9 +175,37 @@ def show(result: "Result") -> None:
         if check.status in {"warn", "fail"}:
             colour = "red" if check.status == "fail" else "yellow"
             console().print(f"[{colour}]{check.status}[/] {check.code}: {check.evidence} {check.remedy}")
-    quiet = [check.code for check in result.checks if check.status == "not_run"]
-    if quiet:
-        console().print(f"not run: {', '.join(quiet)}", highlight=False)
+    for check in result.checks:
+        if check.status == "not_run":
+            console().print(f"not run: {check.code}: {check.evidence}. {check.remedy}", highlight=False, style="dim")
+
+
+def _keep_more(path: Path, data: str, n: int, threat: "Threat", axes: tuple[str, ...]) -> None:
+    """Refuse to replace a result that says something this evaluation will not.
+
+    Raises:
+        ConfigError: ``path`` holds axes, images or a threat that would be lost.
+    """
+    from hardy.results import Result
+
+    if not path.exists():
+        return
+    old = Result.read(path)
+    lost = [axis.name for axis in old.axes if axis.name not in axes]
+    reasons = [f"the axes {', '.join(lost)}"] if lost else []
+    reasons += [f"{old.n} images of {old.data}"] if (old.data, old.n) != (data, n) else []
+    reasons += [f"the threat {old.threat}"] if old.threat != threat else []
+    if reasons:
+        raise ConfigError(
+            f"{path}: holds an evaluation with {' and '.join(reasons)}, which would be lost. "
+            "Write elsewhere with --out, or give --overwrite."
+        )
+
+
+def _one_of(option: str, value: str, known: tuple[str, ...]) -> Any:
+    if value not in known:
+        raise ConfigError(f"{option}: must be one of {', '.join(known)}; got {value!r}.")
+    return value
 
 
 def _floors(texts: list[str]) -> dict[str, float]:
@@ -168,9 +227,10 @@ def _threat(preset: str | None, norm: str | None, eps: str | None, recipe: "Reci
     if preset is not None:
         if norm is not None or eps is not None:
             raise ConfigError("--threat: already says norm and budget; leave out --norm and --eps.")
-        return parse_threat(preset)
+        return in_box(parse_threat(preset))
     own = recipe.evaluate if recipe is not None else None
-    return Threat(
+    chosen = Threat(
         cast("Norm", norm or (own.norm if own else "linf")),
         parse_budget(eps) if eps is not None else (own.eps if own else 8 / 255),
     )
+    return in_box(chosen)

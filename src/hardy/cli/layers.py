@@ -4,7 +4,7 @@ from typing import Annotated
 
 import typer
 
-from hardy.cli.common import Json, console, guarded, print_json
+from hardy.cli.common import Json, answer, guarded, print_json
 from hardy.errors import ConfigError
 
 __all__ = ["command"]
@@ -58,4 +58,4 @@ def command(
             shape = f"{conv.channels}x{conv.size[0]}x{conv.size[1]}"
             norm = (conv.norm or "(no norm)").removeprefix(inner)
             table.add_row(*head, str(conv.kernel), shape, conv.name.removeprefix(inner), norm)
-    console().print(table)
+    answer().print(table)

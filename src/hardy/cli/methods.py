@@ -5,7 +5,7 @@ from typing import Annotated
 
 import typer
 
-from hardy.cli.common import Json, console, guarded, print_json
+from hardy.cli.common import Json, answer, guarded, print_json
 from hardy.errors import ConfigError, did_you_mean
 
 __all__ = ["command"]
@@ -42,11 +42,11 @@ def command(
         table = Table("name", "idea", "test time", "paper")
         for row in rows:
             table.add_row(row["name"], row["summary"], "stays" if row["live"] else "gone", row["paper"])
-        console().print(table)
+        answer().print(table)
 
 
 def _show_card(row: dict[str, object]) -> None:
-    out = console()
+    out = answer()
     out.print(f"[bold]{row['name']}[/]  {row['paper']}  {row['url']}")
     out.print(row["summary"], highlight=False)
     out.print(f"\nattaches to: {row['attaches']}", highlight=False)

@@ -5,6 +5,7 @@ from typing import Annotated
 import typer
 
 from hardy.cli.common import Json, guarded, print_json
+from hardy.errors import ConfigError
 
 __all__ = ["command"]
 
@@ -28,6 +29,8 @@ def command(
     if json:
         print_json(names)
         return
+    if not names:
+        raise ConfigError(f"models: nothing matches {pattern!r}. Patterns look like 'timm:resnet*' or 'cifar_*'.")
     for name in names:
         typer.echo(name)
     if not pattern:

@@ -1,5 +1,7 @@
 """``hardy train``."""
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Annotated
 
@@ -8,6 +10,17 @@ import typer
 from hardy.cli.common import Device, Json, Quiet, Seed, console, device_of, guarded, print_json
 
 __all__ = ["command"]
+
+
+@contextmanager
+def _say_how_to_go_on(recipe: Path, out: Path | None) -> Iterator[None]:
+    try:
+        yield
+    except KeyboardInterrupt:
+        folder = out or Path("runs") / recipe.stem
+        if (folder / "checkpoints").exists():
+            console().print(f"The last whole epoch is kept. Go on: add --resume (--out {folder}).", highlight=False)
+        raise
 
 
 @guarded
@@ -33,7 +46,7 @@ def command(
     from hardy.cli.progress import training_progress
     from hardy.training import train
 
-    with training_progress(quiet=quiet) as on_progress:
+    with training_progress(quiet=quiet) as on_progress, _say_how_to_go_on(recipe, out):
         run = train(
             recipe,
             out=out,

@@ -3,15 +3,16 @@
 from collections.abc import Sequence
 from functools import partial
 
-from torch import nn
+import torch
+from torch import Tensor, nn
 
-from hardy import io, models
+from hardy import io, models, surgery
 from hardy.data import ArrayData, load_data
-from hardy.errors import ConfigError, ParameterError
+from hardy.errors import ConfigError, DataError, ParameterError
 from hardy.methods import Method
 from hardy.training.recipe import DataRecipe, ModelRecipe, Recipe, TrainRecipe, method_table
 
-__all__ = ["build_model", "describe", "load_training_data"]
+__all__ = ["build_model", "check_size", "describe", "load_training_data"]
 
 
 def load_training_data(recipe: Recipe) -> tuple[ArrayData, ArrayData | None]:
@@ -44,6 +45,28 @@ def build_model(recipe: Recipe, data: ArrayData) -> models.Classifier:
         raise ConfigError(f"model.name: {m.name} was saved from code of its own; give file.py:factory instead.")
     model.class_names = data.class_names
     return model
+
+
+def check_size(model: nn.Module, data: ArrayData, device: torch.device) -> None:
+    """Run one image through the net, in eval mode and without a trace, before anything is written.
+
+    Raises:
+        DataError: the net does not take images of this size, or does not give one logit per class.
+    """
+    x = data.subset(torch.tensor([0])).images().to(device)
+    try:
+        with surgery.without_trace(model, x):
+            logits = model(x)
+    except (RuntimeError, AssertionError, ValueError) as error:
+        shape = "x".join(map(str, data.shape))
+        raise DataError(
+            f"train: the net does not take {shape} images ({error}). Set data.size, or another net."
+        ) from error
+    if isinstance(logits, Tensor) and logits.shape != (1, data.num_classes):
+        raise DataError(
+            f"train: the net must give one logit for each of {data.num_classes} classes; "
+            f"got {tuple(logits.shape)} for one image. Build it with num_classes={data.num_classes}."
+        )
 
 
 def describe(

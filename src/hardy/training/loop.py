@@ -17,7 +17,7 @@ from hardy.data import ArrayData, Batches
 from hardy.errors import DataError, ParameterError
 from hardy.methods import Method
 from hardy.objective import Objective
-from hardy.training.build import build_model, describe, load_training_data
+from hardy.training.build import build_model, check_size, describe, load_training_data
 from hardy.training.folder import Progress, Row, RunFolder, flatten_optimizer, restore_optimizer
 from hardy.training.loggers import make_loggers
 from hardy.training.optim import Average, learning_rate, make_optimizer
@@ -157,6 +157,8 @@ class _Job:
             raise ParameterError(
                 'train: select = "best" needs validation images; got none. Set val_fraction or val_data, or "last".'
             )
+        if data.num_classes < 2:
+            raise DataError(f"train: at least 2 classes are needed; {data.name} has {data.num_classes}.")
         if len(data.x) < 2:
             raise DataError(f"train: at least 2 training images are needed; got {len(data.x)}.")
         self.fabric = Fabric(
@@ -169,6 +171,7 @@ class _Job:
         layout = torch.channels_last if t.channels_last else torch.contiguous_format
         model.to(device_, memory_format=layout)  # type: ignore[call-overload]
         self.methods = methods
+        check_size(model, data, device_)
         self.attached = surgery.attach(
             model, methods, example=data.subset(torch.tensor([0])).images().to(device_), seed=recipe.seed
         )
@@ -357,7 +360,7 @@ class _Job:
             self.model,
             self.folder.model_file,
             trained_with=tuple(map(repr, self.methods)),
-            metrics={k: float(v) for k, v in row.items() if k != "lr"},
+            metrics={k: float(v) for k, v in row.items() if k not in {"lr", "seconds"}},
             provenance=facts,
         )
 

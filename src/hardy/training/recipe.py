@@ -107,6 +107,8 @@ class TrainRecipe:
             raise ParameterError(
                 f"weight_decay and warmup_epochs must be at least 0; got {self.weight_decay}, {self.warmup_epochs}."
             )
+        if self.warmup_epochs >= self.epochs:
+            raise ParameterError(f"warmup_epochs must be below epochs = {self.epochs}; got {self.warmup_epochs}.")
         if not 0 <= self.momentum < 1:
             raise ParameterError(f"momentum must be in [0, 1); got {self.momentum}.")
         if self.ema is not None and not 0 <= self.ema < 1:
