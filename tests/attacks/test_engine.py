@@ -1,6 +1,7 @@
 """The engine: same verdicts whatever the batch, passes counted, jobs cancelled, claims verified, no trace left."""
 
 import copy
+import itertools
 from dataclasses import dataclass, replace
 
 import pytest
@@ -202,7 +203,7 @@ class Pairs:
         return Query(points.flatten(0, 1), torch.arange(len(state.x)).repeat_interleave(3), gradient=False)
 
     def tell(self, state: PairState, logits: Tensor, gradient: Tensor | None) -> PairState:
-        assert gradient is None and logits.shape == (3 * len(state.x), 2)
+        assert gradient is None and len(logits) == 3 * len(state.x)
         return replace(state, step=state.step + 1)
 
     def finished(self, state: PairState) -> Tensor:
@@ -305,3 +306,59 @@ def test_every_verification_has_one_shape(net: nn.Module, x: Tensor, y: Tensor) 
     attack(net, x[:13], y[:13], PGD(steps=3), threat=Threat("linf", 0.02))
     tap.remove()
     assert set(shapes[:-2]) == {16} and shapes[-2:] == [13, 13]
+
+
+class NanTrap(nn.Module):
+    """NaN where the second pixel is bright, else class 1 where the first one is dark."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        a = x.flatten(1)
+        z = torch.stack([0 * a[:, 0], 50 * (0.45 - a[:, 0]), 0 * a[:, 0] - 9], dim=1)
+        return torch.where(a[:, 1:2] > 0.53, torch.nan, z)
+
+
+def test_a_restart_that_ends_in_nan_does_not_hide_a_later_hit() -> None:
+    x, y = torch.full((64, 1, 2, 2), 0.5), torch.zeros(64, dtype=torch.int64)
+    for stop in ("first_success", "never", "min_norm"):
+        shares = [
+            float(
+                attack(NanTrap().eval(), x, y, PGD(restarts=r), threat=Threat("linf", 0.1), targets=y + 1, stop=stop)
+                .success.float()
+                .mean()
+            )
+            for r in (1, 8)
+        ]
+        assert shares[0] < 0.9 and shares[1] > 0.95, stop
+    found = attack(NanTrap().eval(), x, y, PGD(), threat=Threat("linf", 0.1), targets=y + 1, stop="never")
+    assert not (found.margin == -torch.inf).any()
+
+
+def test_min_norm_tells_tiny_distances_apart() -> None:
+    class Threshold(nn.Module):
+        def forward(self, x: Tensor) -> Tensor:
+            over = x.flatten(1).mean(dim=1) - x.new_tensor(0.2)
+            return torch.stack([-over, over], dim=1)
+
+    x, y = torch.full((9, 1, 2, 2), 0.2), torch.zeros(9, dtype=torch.int64)
+    sizes = []
+    for restarts in (1, 3, 10, 30):
+        each = replace(Shrinking(), restarts=restarts)
+        found = attack(Threshold().eval(), x, y, each, threat=Threat("linf", 1e-4))
+        assert found.success.all()
+        sizes.append(norm_of(found.x_adv - x, norm="linf"))
+    assert all((more <= less).all() for less, more in itertools.pairwise(sizes))
+    assert (sizes[-1] < sizes[0]).any() and (sizes[-1] < 3e-5).all()
+
+
+def test_a_success_with_a_tie_beats_a_failure_with_a_tie() -> None:
+    class Ties(nn.Module):
+        """Class 1 beside 2 on dark images, class 0 beside 1 on others: the first of the two is predicted."""
+
+        def forward(self, x: Tensor) -> Tensor:
+            dark = (x.flatten(1).mean(dim=1) < 0.23).float()
+            return torch.stack([1 - dark, torch.ones_like(dark), dark], dim=1)
+
+    x, y = torch.full((9, 1, 2, 2), 0.2), torch.ones(9, dtype=torch.int64)
+    each = replace(Shrinking(), restarts=40, stop="never")
+    found = attack(Ties().eval(), x, y, each, threat=Threat("linf", 0.1))
+    assert found.success.all() and not found.margin.any()

@@ -43,6 +43,7 @@ def test_foreign_attacks_leave_no_trace_and_cannot_move_the_global_generator(
 
     def rude(model: nn.Module, x: Tensor, y: Tensor) -> Tensor:
         model.train()
+        model(x + 1)  # moves the running statistics
         model.requires_grad_(False)
         model[0].weight.grad = torch.ones_like(model[0].weight)
         model.eval()
@@ -50,7 +51,9 @@ def test_foreign_attacks_leave_no_trace_and_cannot_move_the_global_generator(
         return (x + 0.05 * torch.randn_like(x).sign()).clamp(0, 1)
 
     rng = torch.get_rng_state()
+    buffers = copy.deepcopy(dict(net.named_buffers()))
     one, two = (attack(net, x, y, rude, threat=THREAT).x_adv for _ in range(2))
+    assert all(torch.equal(b, buffers[name]) for name, b in net.named_buffers())
     assert torch.equal(one, two) and torch.equal(rng, torch.get_rng_state())
     assert not any(m.training for m in net.modules())
     assert all(p.requires_grad and p.grad is None for p in net.parameters())
@@ -91,6 +94,22 @@ def test_a_model_without_gradient_is_attacked_all_the_same(net: nn.Module, x: Te
     assert torch.equal(found.gradients, found.zero_gradients) and found.gradients[3:].all()
 
 
+def test_int32_labels_and_images_with_gradient_are_taken(net: nn.Module, x: Tensor, y: Tensor) -> None:
+    want = attack(net, x, y, "pgd", threat=THREAT)
+    got = attack(net, x.clone().requires_grad_(), y.int(), "pgd", threat=THREAT, rows=torch.arange(50).int())
+    assert torch.equal(got.success, want.success) and torch.equal(got.x_adv, want.x_adv)
+    assert not got.x_adv.requires_grad and not got.margin.requires_grad
+
+
+def test_nan_is_never_right(x: Tensor) -> None:
+    class Broken(nn.Module):
+        def forward(self, x: Tensor) -> Tensor:
+            return x.flatten(1)[:, :5] * torch.nan
+
+    found = attack(Broken().eval(), x, torch.zeros(50, dtype=torch.int64), "pgd", threat=THREAT)
+    assert not found.clean_correct.any() and found.success.all()
+
+
 def bad(name: str, net: nn.Module, x: Tensor, y: Tensor) -> None:
     half = nn.Sequential(nn.Flatten(), nn.Linear(108, 1)).eval()
     train = copy.deepcopy(net).train()
@@ -114,6 +133,7 @@ def bad(name: str, net: nn.Module, x: Tensor, y: Tensor) -> None:
         "one output": lambda: attack(half, x, 0 * y, "pgd", threat=THREAT),
         "maps": lambda: attack(maps, x, y, "pgd", threat=THREAT),
         "batch": lambda: attack(net, x, y, "pgd", threat=THREAT, batch_size=0),
+        "half": lambda: attack(copy.deepcopy(net).bfloat16(), x, y, "pgd", threat=THREAT),
     }
     cases[name]()
 
@@ -137,6 +157,7 @@ def bad(name: str, net: nn.Module, x: Tensor, y: Tensor) -> None:
         ("one output", DataError, r"at least 2 outputs; got 1"),
         ("maps", ShapeError, r"must return logits \(n, k\), n = 50; got \(50, 3, 6, 6\)"),
         ("batch", ParameterError, r"batch_size must be at least 1; got 0"),
+        ("half", DataError, r"weights must be float32, .* 0.weight is torch.bfloat16"),
     ],
 )
 def test_bad_input_is_an_error_that_says_what_to_do(  # noqa: PLR0917

@@ -1,6 +1,10 @@
 """Each check is tripped by a net broken in just that way, and not by a sound one."""
 
+import copy
+import re
 from collections.abc import Callable
+from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -98,12 +102,15 @@ def test_accuracy_that_never_reaches_chance_is_seen() -> None:
     x, y = torch.rand(100, 1, 4, 4), torch.zeros(100, dtype=torch.int64)
     result = evaluate(Constant().eval(), x, y, threat=THREAT, axes=["eps_curve"], budget=QUICK)
     found = check(result, "chance_level")
-    assert found.status == "fail" and found.evidence == f"accuracy 1.000 at {Threat('linf', 1.0)}; chance is 0.500"
+    assert found.status == "fail" and found.evidence == (
+        f"accuracy 1.000 at {Threat('linf', 1.0)}; a working attack gets to 0.05"
+    )
     assert check(result, "classes").status == "warn"
 
 
-def test_softmax_outputs_are_seen(net: nn.Module, x: Tensor, y: Tensor) -> None:
-    broken = Wrapped(net, same, softmax).eval()
+@pytest.mark.parametrize("squash", [softmax, torch.sigmoid])
+def test_probabilities_are_seen(net: nn.Module, x: Tensor, y: Tensor, squash: Callable[[Tensor], Tensor]) -> None:
+    broken = Wrapped(net, same, squash).eval()
     assert check(evaluate(broken, x, y, axes=["clean"]), "logits").status == "warn"
 
 
@@ -140,7 +147,7 @@ def test_changing_buffers_are_seen_and_put_back(net: nn.Module, x: Tensor, y: Te
     broken = Counting(net).eval()
     found = check(evaluate(broken, x, y, axes=["clean"]), "bn_statistics")
     assert found.status == "fail" and "first seen" in found.evidence
-    assert broken.seen == 120  # the probe's 32 images were taken back, the measurement's were not
+    assert broken.seen == 120  # the probe's 64 images were taken back, the measurement's were not
 
 
 @pytest.mark.parametrize(
@@ -178,9 +185,142 @@ def test_full_checks_find_what_a_small_budget_missed_and_nothing_where_it_did_no
     assert check(everything, "more_budget").evidence == "no image was left to break"
 
 
-def test_guards_cost_two_passes_of_a_few_images(net: nn.Module, x: Tensor, y: Tensor) -> None:
+def test_guards_cost_four_passes_of_a_few_images(net: nn.Module, x: Tensor, y: Tensor) -> None:
     shapes: list[int] = []
     tap = net.register_forward_hook(lambda _, inputs, __: shapes.append(len(inputs[0])))
     evaluate(net, x, y, axes=["clean"])
     tap.remove()
-    assert shapes == [16, 16, 120]
+    assert shapes == [16, 16, 16, 16, 120]
+
+
+def test_vanished_gradients_count_once_and_singly(net: nn.Module, x: Tensor, y: Tensor) -> None:
+    def scaled(z: Tensor) -> Tensor:
+        return 8 * z
+
+    broken = Wrapped(net, same, scaled).eval()
+    found = [
+        check(evaluate(broken, x, y, threat=THREAT, axes=axes, budget=QUICK), "zero_gradient")
+        for axes in (["white_box"], ["eps_curve"], ["white_box", "eps_curve"])
+    ]
+    assert found[0] == found[1] == found[2]
+    assert found[0].status == "fail"
+    few = Wrapped(net, same, lambda z: 4 * z).eval()  # few images are blind all the way, many gradients vanish
+    seen = check(evaluate(few, x, y, threat=THREAT, axes=["white_box"], budget=Budget(steps=20)), "zero_gradient")
+    blind, _, zeros, total = (int(word) for word in re.findall(r"\b\d+\b(?!-)", seen.evidence.replace("1e-12", "")))
+    assert blind / 120 < 0.1 < zeros / total and seen.status == "fail"
+
+
+@pytest.mark.parametrize("k", [2, 10])
+def test_an_attack_that_only_gets_to_chance_is_seen(k: int) -> None:
+    class Half(nn.Module):
+        """Without gradient, right on the dark half of the images, whatever is done to them."""
+
+        def forward(self, x: Tensor) -> Tensor:
+            z = torch.zeros(len(x), k)
+            z[:, 0] = 1
+            return z + 0 * x.flatten(1)[:, :1]
+
+    n = 200
+    x, y = torch.rand(n, 1, 4, 4, generator=torch.Generator().manual_seed(0)), torch.arange(n) % k
+    found = check(evaluate(Half().eval(), x, y, threat=THREAT, axes=["eps_curve"], budget=QUICK), "chance_level")
+    assert found.status == "fail" and found.evidence.startswith(f"accuracy {1 / k:.3f} at linf 1")
+
+
+class Across(nn.Module):
+    """Normalises over the batch, as BatchNorm without running statistics does."""
+
+    def __init__(self, net: nn.Module) -> None:
+        super().__init__()
+        self.norm, self.net = nn.BatchNorm2d(1, track_running_stats=False), net
+
+    def forward(self, x: Tensor) -> Tensor:
+        z: Tensor = self.net(self.norm(x))
+        return z
+
+
+@pytest.mark.parametrize("n", [1, 5, 120])
+def test_nets_that_look_across_the_batch_are_seen(net: nn.Module, x: Tensor, y: Tensor, n: int) -> None:
+    result = evaluate(Across(net).eval(), x[:n], y[:n], axes=["clean"])
+    assert check(result, "batch_independent").status == "fail"
+    assert check(evaluate(net, x[:n], y[:n], axes=["clean"]), "batch_independent").status == "pass"
+
+
+class Backwards(torch.autograd.Function):
+    """The identity, with another gradient."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, how: Callable[[Tensor], Tensor]) -> Tensor:  # type: ignore[override]
+        ctx.how = how
+        return x.view_as(x)
+
+    @staticmethod
+    def backward(ctx: Any, g: Tensor) -> tuple[Tensor, None]:  # type: ignore[override]
+        return ctx.how(g), None
+
+
+@pytest.mark.parametrize(
+    ("how", "status"),
+    [(torch.clone, "pass"), (torch.randn_like, "fail"), (torch.neg, "fail"), (torch.zeros_like, "fail")],
+)
+def test_gradients_that_are_no_slope_are_seen(
+    net: nn.Module, x: Tensor, y: Tensor, how: Callable[[Tensor], Tensor], status: str
+) -> None:
+    broken = Wrapped(net, lambda x: Backwards.apply(x, how), same).eval()
+    assert check(evaluate(broken, x, y, threat=THREAT, axes=["clean"]), "gradient_slope").status == status
+
+
+@pytest.mark.parametrize("levels", [4, 16])
+def test_straight_through_gradients_only_warn(net: nn.Module, x: Tensor, y: Tensor, levels: int) -> None:
+    def through(x: Tensor) -> Tensor:
+        return x + ((levels * x).round() / levels - x).detach()
+
+    found = check(evaluate(Wrapped(net, through, same).eval(), x, y, threat=THREAT, axes=["clean"]), "gradient_slope")
+    assert found.status == "warn" and "straight-through" in found.evidence
+
+
+def test_a_clamp_that_blinds_black_and_white_pixels_is_seen(net: nn.Module, x: Tensor, y: Tensor) -> None:
+    def inner(x: Tensor) -> Tensor:
+        return torch.where((x > 0) & (x < 1), x, x.detach())
+
+    def status(net: nn.Module, x: Tensor) -> str:
+        return check(evaluate(net, x, y, threat=THREAT, axes=["clean"]), "border_gradient").status
+
+    assert status(Wrapped(net, inner, same).eval(), x) == "fail"
+    assert status(Wrapped(net, inner, same).eval(), 0.1 + 0.8 * x) == status(net, x) == "pass"
+
+
+def test_slopes_of_random_nets_are_not_judged(net: nn.Module, x: Tensor, y: Tensor) -> None:
+    broken = Wrapped(net, lambda x: x + 0.1 * torch.randn_like(x), same).eval()
+    result = evaluate(broken, x, y, axes=["clean"])
+    assert check(result, "gradient_slope").status == check(result, "batch_independent").status == "not_run"
+
+
+def test_nan_outputs_are_a_failure_and_never_right(net: nn.Module, x: Tensor, y: Tensor, tmp_path: Path) -> None:
+    broken = Wrapped(net, same, lambda z: z / 0 * 0).eval()
+    result = evaluate(broken, x, 0 * y, threat=THREAT, budget=QUICK)
+    assert all(p.accuracy == 0 for axis in result.axes for p in axis.points)
+    found = check(result, "logits")
+    assert found.status == "fail" and "16 of 16 outputs of plain images are NaN or infinite" in found.evidence
+    assert (result.arrays["predictions"] == -1).all()
+    assert "median_margin" not in result.point("white_box").details
+    result.save(tmp_path / "result.json")
+    assert Result.read(tmp_path / "result.json") == result
+
+
+def test_a_source_that_is_the_model_is_seen(net: nn.Module, x: Tensor, y: Tensor) -> None:
+    masked = copy.deepcopy(net)
+    masked[2].register_forward_hook(lambda _, __, out: 0.5 * out)  # the same weights, another function
+    sources = [("copy", copy.deepcopy(net)), ("masked", masked)]
+    result = evaluate(net, x, y, threat=THREAT, axes=["transfer"], sources=sources, budget=QUICK)
+    found = check(result, "source_is_model")
+    assert found.status == "fail" and found.evidence == "1 of 2 sources are the model itself: copy" and found.remedy
+    one, two = (p.details["source_weights"] for p in result.axis("transfer").points)
+    assert one == two == result.arrays["model_weights"].tobytes().hex()
+
+
+def test_ambient_autocast_changes_no_guard(net: nn.Module, x: Tensor, y: Tensor) -> None:
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        low = evaluate(net, x, y, axes=["clean"])
+    want = evaluate(net, x, y, axes=["clean"])
+    assert [c.status for c in low.checks] == [c.status for c in want.checks]
+    assert check(low, "logits") == check(want, "logits")

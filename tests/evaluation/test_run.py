@@ -1,6 +1,7 @@
 """A whole evaluation: every axis, every check, one record that repeats and can be read back."""
 
 import copy
+import hashlib
 from collections.abc import Callable
 from pathlib import Path
 
@@ -13,6 +14,7 @@ from hardy.attacks import PGD, attack
 from hardy.corruptions import gaussian_noise, patch_shuffle
 from hardy.errors import DataError, HardyError, ParameterError, ShapeError
 from hardy.evaluation import AXES, DERIVED, FULL, AxisProgress, Budget, evaluate
+from hardy.evaluation.fingerprint import weights_digest
 from hardy.results import Result
 from hardy.seeding import keys, root
 from hardy.threats import Threat
@@ -52,7 +54,9 @@ def test_every_axis_is_measured_on_every_image(result: Result) -> None:
             assert p.accuracy == outcomes.mean() and p.low <= p.accuracy <= p.high and p.n == 120
 
 
-def test_the_record_is_complete_and_can_be_read_back(result: Result, tmp_path: Path, y: Tensor) -> None:
+def test_the_record_is_complete_and_can_be_read_back(
+    result: Result, net: nn.Module, tmp_path: Path, x: Tensor, y: Tensor
+) -> None:
     result.save(tmp_path / "result.json")
     assert Result.read(tmp_path / "result.json") == result
     assert (result.model, result.data, result.n, result.num_classes) == ("small", "digits", 120, 10)
@@ -60,6 +64,10 @@ def test_the_record_is_complete_and_can_be_read_back(result: Result, tmp_path: P
     assert result.class_names == tuple("0123456789") and result.seconds > 0
     assert {"hardy", "torch", "python", "device", "threads"} <= result.environment.keys()
     assert np.array_equal(result.arrays["labels"], y.numpy())
+    assert result.arrays["images"].tobytes() == hashlib.blake2b(x.numpy().tobytes(), digest_size=16).digest()
+    assert result.arrays["model_weights"].tobytes().hex() == weights_digest(net)
+    sources = {p.details["source_weights"] for p in result.axis("transfer").points}
+    assert len(sources) == 3 and all(isinstance(s, str) and len(s) == 16 for s in sources)
     right = result.arrays["predictions"] == y.numpy()
     assert np.array_equal(right, result.outcomes_by_point["clean/clean"])
 
@@ -231,6 +239,11 @@ BAD: dict[str, tuple[type[HardyError], str, Callable[[nn.Module, Tensor, Tensor]
         ParameterError,
         "unknown axis 'cleen'; did you mean 'clean'",
         lambda n, x, y: evaluate(n, x, y, axes=["cleen"]),
+    ),
+    "half": (
+        DataError,
+        "evaluate: weights must be float32, .* 0.weight is torch.float16",
+        lambda net, x, y: evaluate(copy.deepcopy(net).half(), x, y),
     ),
     "no axis": (ParameterError, "at least one axis", lambda n, x, y: evaluate(n, x, y, axes=[])),
     "uint8": (

@@ -80,9 +80,11 @@ def attack(
         One row per image, on the device of ``x``.
 
     Raises:
-        ParameterError: unknown attack, train mode, a norm the attack is not defined for, targets equal to labels.
-        ShapeError: ``x`` is not n c h w, the model does not return (n, k).
-        DataError: pixels outside [0, 1], labels outside the outputs, another dtype or device.
+        ParameterError: unknown attack or stop, train mode, a norm the attack is not defined for, targets equal to
+            labels.
+        ShapeError: ``x`` is not n c h w, ``y``, ``targets`` or ``rows`` is not (n,), the model does not return (n, k).
+        DataError: pixels outside [0, 1], labels outside the outputs, another dtype or device, weights in half
+            precision.
     """
     if isinstance(name_or_attack, str):
         if name_or_attack not in ATTACKS:

@@ -27,7 +27,9 @@ __all__ = ["Engine", "Problem"]
 
 log = logging.getLogger(__name__)
 S = TypeVar("S")
-FIRST = 1e12  # puts every success of a "min_norm" attack before every failure
+FIRST = 1e6  # more than any distance: puts a success of "min_norm" first; float64 still tells 1e-9 apart
+
+TINY = 1e-300  # float64: puts a success of margin 0 before a failure of margin 0
 
 
 @dataclass(frozen=True)
@@ -195,8 +197,9 @@ class Engine(Generic[S]):
         self._report()
 
     def _record(self, index: Tensor, x_adv: Tensor, verdict: Verdict) -> None:
-        """Keep each image's best valid claim: the lowest margin, or, for "min_norm", the nearest success."""
-        score = verdict.margin.double()
+        """Keep each image's best valid claim: successes first; the lowest margin, or, for "min_norm", the nearest."""
+        margin = verdict.margin.double()
+        score = torch.where(verdict.success, margin.clamp(max=-TINY), margin.clamp(min=0))  # a tie may be a success
         if self.stop == "min_norm":
             nearest = norm_of(x_adv - self.problem.x[index], norm=self.problem.threat.norm)
             score = torch.where(verdict.success, nearest.double() - FIRST, score)

@@ -30,7 +30,7 @@ def run_foreign(
     *,
     batch_size: int,
 ) -> Float[Tensor, "n c h w"]:
-    """Call the attack batch by batch; the model's modes, gradients and flags are put back afterwards.
+    """Call the attack batch by batch; the model's modes, buffers, gradients and flags are put back.
 
     Raises:
         ShapeError: it returns something else than floating-point images of the same shape.
@@ -51,14 +51,20 @@ def run_foreign(
 
 @contextlib.contextmanager
 def untouched(model: nn.Module) -> Iterator[None]:
-    """Put modes, gradients and ``requires_grad`` flags of the model back as they were."""
+    """Put modes, buffers, gradients and ``requires_grad`` flags of the model back as they were."""
     modes = [(module, module.training) for module in model.modules()]
+    buffers = [
+        (module, name, b, b.clone()) for module in model.modules() for name, b in module.named_buffers(recurse=False)
+    ]
     grads = [(p, p.requires_grad, p.grad, None if p.grad is None else p.grad.clone()) for p in model.parameters()]
     try:
         yield
     finally:
         for module, training in modes:
             module.training = training
+        with torch.no_grad():
+            for module, name, buffer, value in buffers:
+                setattr(module, name, buffer.copy_(value))
         for p, flag, grad, values in grads:
             p.requires_grad_(flag)
             p.grad = grad

@@ -6,7 +6,12 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
-__all__ = ["Goal"]
+__all__ = ["Goal", "predicted"]
+
+
+def predicted(logits: Float[Tensor, "n k"]) -> Int[Tensor, "n"]:
+    """Predict the class of the first largest logit; -1, which is no class, where a logit is NaN."""
+    return torch.where(logits.isnan().any(dim=1), -1, logits.argmax(dim=1))
 
 
 @dataclass(frozen=True)
@@ -24,18 +29,19 @@ class Goal:
     must_hit: Bool[Tensor, "n"]
 
     def reached(self, logits: Float[Tensor, "n k"]) -> Bool[Tensor, "n"]:
-        """Say whether the predicted class (first largest logit) is a success. NaN logits are a wrong prediction."""
-        predicted = logits.argmax(dim=1)
-        wrong = (predicted != self.label) | logits.isnan().any(dim=1)
-        return torch.where(self.must_hit, predicted == self.target, wrong)
+        """Say whether the predicted class is a success. NaN logits predict no class: not the label, nor a target."""
+        found = predicted(logits)
+        return torch.where(self.must_hit, found == self.target, found != self.label)
 
     def margin(self, logits: Float[Tensor, "n k"]) -> Float[Tensor, "n"]:
         """Measure how far success is: correct logit minus best other; where a target must be hit, best other minus it.
 
-        Negative where :meth:`reached`; -inf for NaN logits.
+        Negative (0 in a tie) where :meth:`reached`; for NaN logits -inf, and inf where a target must be hit.
         """
         centre = torch.where(self.must_hit, self.target, self.label)[:, None]
         own = logits.gather(1, centre)[:, 0]
         other = logits.scatter(1, centre, -torch.inf).amax(dim=1)
         margin = torch.where(self.must_hit, other - own, own - other)
-        return torch.where(margin.isnan(), -torch.inf, margin)
+        margin = torch.where(margin.isnan(), 0, margin)  # both infinite: a tie
+        broken = torch.where(self.must_hit, torch.inf, -torch.inf)
+        return torch.where(logits.isnan().any(dim=1), broken, margin)

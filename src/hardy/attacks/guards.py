@@ -1,13 +1,26 @@
 """What must hold before an attack starts; everything here is known before the first pass or right after it."""
 
 from collections.abc import Sequence
+from typing import get_args
 
 import torch
 from torch import Tensor, nn
 
-from hardy.errors import DataError, ParameterError, ShapeError
+from hardy.attacks.state import Stop
+from hardy.errors import DataError, ParameterError, ShapeError, did_you_mean
 
-__all__ = ["check_eval", "check_input", "check_labels", "check_range", "check_targets"]
+__all__ = [
+    "check_eval",
+    "check_input",
+    "check_labels",
+    "check_precision",
+    "check_range",
+    "check_rows",
+    "check_stop",
+    "check_targets",
+]
+
+HALVES = (torch.float16, torch.bfloat16)
 
 
 def check_eval(model: nn.Module, who: str) -> None:
@@ -30,7 +43,7 @@ def check_input(x: Tensor, models: Sequence[nn.Module], *, batch_size: int) -> N
     Raises:
         ParameterError: train mode, no source, or a batch size below 1.
         ShapeError: not ``n c h w`` with n >= 1.
-        DataError: another dtype, range or device.
+        DataError: another dtype, range or device; weights in half precision.
     """
     if batch_size < 1:
         raise ParameterError(f"attack: batch_size must be at least 1; got {batch_size}.")
@@ -44,10 +57,51 @@ def check_input(x: Tensor, models: Sequence[nn.Module], *, batch_size: int) -> N
         raise DataError(f"attack: x must be float32 in [0, 1]; got {x.dtype}. Convert with x.float().")
     for model in models:
         check_eval(model, "attack")
+        check_precision(model, "attack")
         devices = {p.device for p in model.parameters()} - {x.device}
         if devices:
             raise DataError(f"attack: x is on {x.device}, {type(model).__name__} on {devices.pop()}. Move one of them.")
     check_range(x, "attack")
+
+
+def check_precision(model: nn.Module, who: str) -> None:
+    """Demand that no weight is in half precision, as verdicts are made in float32.
+
+    Raises:
+        DataError: a float16 or bfloat16 parameter.
+    """
+    for name, p in model.named_parameters():
+        if p.dtype in HALVES:
+            raise DataError(
+                f"{who}: weights must be float32, as rounding hides small gradients and margins; {name} is {p.dtype}. "
+                "Call model.float() first."
+            )
+
+
+def check_rows(name: str, values: Tensor, x: Tensor) -> Tensor:
+    """Demand one integer per image, on the device of the images; give them as int64.
+
+    Raises:
+        ShapeError: another shape.
+        DataError: not integers, or another device.
+    """
+    if values.shape != x.shape[:1]:
+        raise ShapeError(f"attack: {name} must be ({len(x)},), one per image; got {tuple(values.shape)}. Match x.")
+    if values.is_floating_point() or values.is_complex() or values.dtype == torch.bool:
+        raise DataError(f"attack: {name} must be integers; got {values.dtype}. Convert with {name}.long().")
+    if values.device != x.device:
+        raise DataError(f"attack: x is on {x.device}, {name} on {values.device}. Move one of them.")
+    return values.long()
+
+
+def check_stop(stop: str | None) -> None:
+    """Demand a known rule.
+
+    Raises:
+        ParameterError: an unknown one.
+    """
+    if stop is not None and stop not in get_args(Stop):
+        raise ParameterError(f"attack: unknown stop {stop!r}; {did_you_mean(stop, get_args(Stop))}")
 
 
 def check_range(x: Tensor, who: str) -> None:

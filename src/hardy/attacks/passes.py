@@ -9,6 +9,7 @@ from torch import Tensor, nn
 
 from hardy.attacks.goal import Goal
 from hardy.attacks.losses import Loss
+from hardy.attacks.precision import full_precision
 from hardy.attacks.state import select
 from hardy.errors import ShapeError
 
@@ -51,9 +52,10 @@ class Passes:
     def logits(
         self, x: Float[Tensor, "m c h w"], image: Int[Tensor, "m"], *, fixed: bool = False
     ) -> Float[Tensor, "m k"]:
-        """Give float32 logits of the points; ``fixed`` pads every batch to the full size."""
+        """Give float32 logits of the points; ``fixed`` pads every batch to the full size and computes in float32."""
         out = []
-        with torch.inference_mode(False), torch.no_grad():
+        precise = full_precision(x.device) if fixed else contextlib.nullcontext()
+        with precise, torch.inference_mode(False), torch.no_grad():
             for part in torch.split(torch.arange(len(x), device=x.device), self.size):
                 shape = self.size if fixed else bucket(len(part), self.size)
                 out.append(self._call(_pad(x[part], shape))[: len(part)])

@@ -10,8 +10,8 @@ from torch import Tensor, nn
 from hardy import seeding
 from hardy.attacks.engine import Engine, Problem
 from hardy.attacks.foreign import name_of, run_foreign, warn_outside
-from hardy.attacks.goal import Goal
-from hardy.attacks.guards import check_input, check_targets
+from hardy.attacks.goal import Goal, predicted
+from hardy.attacks.guards import check_input, check_rows, check_stop, check_targets
 from hardy.attacks.passes import Passes, sealed_rng
 from hardy.attacks.state import AnyAttack, Attack, Ball, ForeignAttack, Progress, Stop
 from hardy.attacks.verify import verify
@@ -71,8 +71,12 @@ def run(
     on_progress: Callable[[Progress], None] | None,
 ) -> AttackResult:
     """Attack; arguments as for :func:`hardy.attacks.attack`, which resolves names and has the defaults."""
-    nets = [model] if sources is None else list(sources)
+    x, nets = x.detach(), [model] if sources is None else list(sources)
     check_input(x, [model, *nets], batch_size=batch_size)
+    y = check_rows("y", y, x)
+    targets = None if targets is None else check_rows("targets", targets, x)
+    rows = None if rows is None else check_rows("rows", rows, x)
+    check_stop(stop)
     if isinstance(attack, Attack) and threat.norm not in attack.norms:
         raise ParameterError(f"{attack.name}: norm must be one of {', '.join(attack.norms)}; got {threat.norm!r}.")
     judge = Passes([model], size=min(batch_size, len(x)), n=len(x), device=x.device)
@@ -111,7 +115,7 @@ def run(
         x_adv=x_adv,
         success=success,
         margin=margin,
-        clean_correct=clean.argmax(dim=1) == y,
+        clean_correct=predicted(clean) == y,
         passes={"forward": int(forward.sum()), "backward": int(backward.sum())},
         forward_passes=forward,
         backward_passes=backward,

@@ -2,7 +2,6 @@
 
 from dataclasses import dataclass
 
-import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
@@ -42,7 +41,6 @@ def verify(
     image: Int[Tensor, "n"],
 ) -> Verdict:
     """Predict the images again and judge them. ``passes`` calls the attacked model; ``image`` is for its counts."""
-    with torch.autocast(x.device.type, enabled=False):
-        logits = passes.logits(x_adv, image, fixed=True)
+    logits = passes.logits(x_adv, image, fixed=True)
     valid = inside(x_adv, x, threat)
     return Verdict(success=goal.reached(logits) & valid, margin=goal.margin(logits), inside=valid)

@@ -1,6 +1,7 @@
-"""Checks derived from what the attacks saw; they cost no pass. Only :func:`more_budget` attacks anew.
+"""Checks derived from what the attacks saw; only :func:`more_budget` attacks anew.
 
-Each takes the context and the measured axes by name, and says "not_run" where an axis it needs is missing.
+They cost no pass, but for a few images in :func:`source_is_model` where the weights are equal. Each takes the context
+and the measured axes by name, and says "not_run" where an axis it needs is missing.
 """
 
 from collections.abc import Callable, Mapping
@@ -10,6 +11,9 @@ from torch import Tensor
 
 from hardy.attacks import PGD
 from hardy.evaluation.context import Context, Measured
+from hardy.evaluation.eps_curve import bottom
+from hardy.evaluation.fingerprint import weights_digest
+from hardy.evaluation.probe import PROBE
 from hardy.evaluation.verdicts import verdict
 from hardy.results import Check, Status
 from hardy.stats import wilson
@@ -22,20 +26,20 @@ FULL_IMAGES = 64  # images that the checks of "full" may attack
 
 
 def zero_gradient(context: Context, seen: Seen) -> Check:  # noqa: ARG001  (one signature for all)
-    """Look for images whose every gradient vanished: the attack had nothing to follow there."""
+    """Look for vanished gradients, of all images together and of single ones: the attack had nothing to follow."""
     code = "zero_gradient"
-    made = [m for m in seen.values() if m.gradients is not None and m.zero_gradients is not None]
-    if not made:
+    made = seen.get("white_box") or seen.get("eps_curve")  # both hold those of PGD at the threat's budget
+    if made is None or made.gradients is None or made.zero_gradients is None:
         return _lacks(code, "white_box or eps_curve")
-    total = torch.stack([m.gradients for m in made if m.gradients is not None]).sum(dim=0)
-    zeros = torch.stack([m.zero_gradients for m in made if m.zero_gradients is not None]).sum(dim=0)
+    total, zeros = made.gradients, made.zero_gradients
     attacked, blind = int((total > 0).sum()), int(((total > 0) & (zeros == total)).sum())
     if attacked == 0:
         return verdict(code, "not_run", "no gradient was taken: every plain image is classified wrong")
     evidence = f"{blind} of {attacked} attacked images gave no gradient above 1e-12; {int(zeros.sum())} of "
     evidence += f"{int(total.sum())} gradients vanished"
     remedy = "Attack the net through a differentiable twin, scaled logits or queries; robustness here is not shown."
-    return verdict(code, _grade(blind / attacked), evidence, remedy)
+    share = max(blind / attacked, int(zeros.sum()) / int(total.sum()))
+    return verdict(code, _grade(share), evidence, remedy)
 
 
 def monotone_eps(context: Context, seen: Seen) -> Check:
@@ -54,15 +58,16 @@ def monotone_eps(context: Context, seen: Seen) -> Check:
 
 
 def chance_level(context: Context, seen: Seen) -> Check:
-    """Demand that a large enough budget takes accuracy down to chance."""
+    """Demand that a large enough budget takes accuracy down to about 0: an attack must beat guessing."""
     code = "chance_level"
     if "eps_curve" not in seen:
         return _lacks(code, "eps_curve")
     last = seen["eps_curve"].axis.points[-1]
-    evidence = f"accuracy {last.accuracy:.3f} at {last.label}; chance is {context.chance:.3f}"
+    goal = bottom(context)
+    evidence = f"accuracy {last.accuracy:.3f} at {last.label}; a working attack gets to {goal:.3g}"
     remedy = "The attack fails where it cannot: look for gradient masking, and do not trust the smaller budgets either."
     low, _ = wilson(round(last.accuracy * last.n), last.n)
-    status: Status = "pass" if last.accuracy <= context.chance else "warn" if low <= context.chance else "fail"
+    status: Status = "pass" if last.accuracy <= goal else "warn" if low <= goal else "fail"
     return verdict(code, status, evidence, remedy)
 
 
@@ -94,6 +99,21 @@ def transfer_beats_white_box(context: Context, seen: Seen) -> Check:
     return verdict(code, _compare(missed[worst], len(context.x)), evidence, remedy)
 
 
+def source_is_model(context: Context, seen: Seen) -> Check:
+    """Look for sources that are the model itself: the same weights, and the same outputs on a few images."""
+    code = "source_is_model"
+    if "transfer" not in seen:
+        return _lacks(code, "transfer")
+    few = context.x[:PROBE]
+    twins = [source for source in context.sources if weights_digest(source.model) == context.weights]
+    same = [s.name for s in twins if torch.allclose(context.logits(few, s.model), context.logits(few), equal_nan=True)]
+    if same:
+        evidence = f"{len(same)} of {len(context.sources)} sources are the model itself: {', '.join(same[:3])}"
+        remedy = "That is white_box once more, not transfer. Pass nets of another training."
+        return verdict(code, "fail", evidence, remedy)
+    return verdict(code, "pass", f"none of {len(context.sources)} sources has the weights and outputs of the model")
+
+
 def more_budget(context: Context, seen: Seen) -> Check:
     """Attack up to 64 images still robust with five times the steps and twice the restarts; does that break more?"""
     code = "more_budget"
@@ -116,6 +136,7 @@ DERIVED: dict[str, Callable[[Context, Seen], Check]] = {
     "chance_level": chance_level,
     "noise_beats_gradients": noise_beats_gradients,
     "transfer_beats_white_box": transfer_beats_white_box,
+    "source_is_model": source_is_model,
 }
 FULL: dict[str, Callable[[Context, Seen], Check]] = {"more_budget": more_budget}
 

@@ -1,6 +1,7 @@
 """What every axis is given, and what it gives back."""
 
 import functools
+import math
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Literal
@@ -11,9 +12,11 @@ from torch import Tensor, nn
 
 from hardy import seeding
 from hardy.attacks import PGD, AttackResult, Progress, attack
+from hardy.attacks.goal import predicted
 from hardy.attacks.passes import Passes
 from hardy.attacks.state import AnyAttack, Stop
 from hardy.errors import ParameterError
+from hardy.evaluation.fingerprint import weights_digest
 from hardy.results import Axis, Point, point
 from hardy.threats import Threat
 
@@ -119,15 +122,24 @@ class Context:
         budget = self.budget
         return self.attack(PGD(steps=budget.steps, restarts=budget.restarts, step_size=budget.step_size))
 
+    @functools.cached_property
+    def weights(self) -> str:
+        """Fingerprint of the model's weights."""
+        return weights_digest(self.model)
+
     def keys(self, purpose: str) -> Int[Tensor, "n"]:
         """Give one key per image for this purpose."""
         return seeding.keys(seeding.root(self.seed, purpose), self.rows)
 
     def predict(self, x: Float[Tensor, "n c h w"], model: nn.Module | None = None) -> Int[Tensor, "n"]:
-        """Predict classes in one fixed padded shape; by ``model``, if given."""
+        """Predict classes (-1 for NaN logits); arguments as for :meth:`logits`."""
+        return predicted(self.logits(x, model))
+
+    def logits(self, x: Float[Tensor, "n c h w"], model: nn.Module | None = None) -> Float[Tensor, "n k"]:
+        """Give float32 logits in one fixed padded shape; by ``model``, if given."""
         size = min(self.batch_size, len(x))
         passes = Passes([model or self.model], size=size, n=len(x), device=x.device)
-        return passes.logits(x, torch.arange(len(x), device=x.device), fixed=True).argmax(dim=1)
+        return passes.logits(x, torch.arange(len(x), device=x.device), fixed=True)
 
     def attack(
         self,
@@ -194,5 +206,6 @@ def record(
     passes: dict[str, int],
     details: dict[str, str | int | float | bool | None] | None = None,
 ) -> Point:
-    """Make the point of one condition from its outcomes."""
-    return point(label, right.cpu().numpy(), level=level, series=series, passes=passes, details=details or {})
+    """Make the point of one condition from its outcomes; details that are not finite numbers are left out."""
+    kept = {k: v for k, v in (details or {}).items() if not isinstance(v, float) or math.isfinite(v)}
+    return point(label, right.cpu().numpy(), level=level, series=series, passes=passes, details=kept)

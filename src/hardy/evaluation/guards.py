@@ -1,4 +1,4 @@
-"""Checks before anything is attacked: at most four forward passes of a few images.
+"""Checks before anything is attacked; those that look at outputs share the :class:`hardy.evaluation.probe.Probe`.
 
 Where going on would be meaningless (train mode, pixels outside [0, 1], labels outside the outputs) the guard raises.
 """
@@ -10,23 +10,27 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 
 from hardy.attacks.guards import check_eval, check_labels, check_range
-from hardy.attacks.passes import Passes
+from hardy.attacks.precision import full_precision
+from hardy.evaluation.probe import Probe
 from hardy.evaluation.verdicts import verdict
 from hardy.results import Check
 from hardy.stats import wilson
 from hardy.threats import Threat
 
-__all__ = ["PROBE", "guards"]
+__all__ = ["guards"]
 
-PROBE = 16  # images of the probe
 GRAY = 1 / 255  # one gray level
+SAME = 1e-5  # rounding: relative to the largest output
+COMPANY = 1e-4, 1e-3  # change of an output by its company from which to warn and to fail; relative to their span
+SLOPE, AGREE = 2.0, (0.5, 0.8)  # factor within which slope and gradient agree; shares of images to fail and to pass
+LOST = 0.01, 0.1  # share of the gradient that may be missing at the border of the box, to warn and to fail
 FEW = 100  # images below which an interval is wider than +-10 points
 
 
 def guards(
     model: nn.Module, x: Float[Tensor, "n c h w"], y: Int[Tensor, "n"], *, threat: Threat
 ) -> tuple[tuple[Check, ...], int]:
-    """Run all guards: two forward passes of at most 16 images.
+    """Run all guards: four forward passes and one backward pass of 16 images.
 
     Returns:
         The checks, and the number of outputs of the model.
@@ -38,21 +42,23 @@ def guards(
     mode = eval_mode(model)
     span = input_range(x)
     before = {name: buffer.clone() for name, buffer in model.named_buffers()}
-    few, rows = x[:PROBE], torch.arange(len(x[:PROBE]), device=x.device)
-    passes = Passes([model], size=len(few), n=len(few), device=x.device)
-    first, second = passes.logits(few, rows), passes.logits(few, rows)
+    with full_precision(x.device):
+        probe = Probe.take(model, x, threat=threat)
     statistics = bn_statistics(model, before)
     checks = (
         mode,
         span,
         statistics,
-        logits(first),
+        logits(probe.first),
         eps_scale(threat, pixels=x[0].numel()),
-        classes(first, y),
-        deterministic(first, second),
+        classes(probe.first, y),
+        deterministic(probe),
+        batch_independent(probe),
+        gradient_slope(probe),
+        border_gradient(probe),
         few_images(len(x)),
     )
-    return checks, int(first.shape[1])
+    return checks, int(probe.first.shape[1])
 
 
 def eval_mode(model: nn.Module) -> Check:
@@ -86,15 +92,21 @@ def bn_statistics(model: nn.Module, before: dict[str, Tensor]) -> Check:
     if changed:
         evidence = f"a forward pass changed {len(changed)} buffers, first {changed[0]}"
         return verdict("bn_statistics", "fail", evidence, "Make forward() leave its buffers alone in eval mode.")
-    return verdict("bn_statistics", "pass", f"{len(before)} buffers unchanged by two forward passes")
+    return verdict("bn_statistics", "pass", f"{len(before)} buffers unchanged by the probe")
 
 
 def logits(z: Float[Tensor, "n k"]) -> Check:
-    """Warn if the outputs look like probabilities: not negative, and every row sums to 1."""
-    z = z.float()
-    if bool((z >= 0).all()) and bool(((z.sum(dim=1) - 1).abs() < 1e-3).all()):
-        remedy = "Return what goes into the softmax: gradients through a saturated softmax vanish and attacks fail."
-        return verdict("logits", "warn", "every row of outputs is not negative and sums to 1: probabilities?", remedy)
+    """Fail if an output is not finite; warn if all are in [0, 1], like probabilities."""
+    bad = int((~z.isfinite()).any(dim=1).sum())
+    if bad:
+        evidence = f"{bad} of {len(z)} outputs of plain images are NaN or infinite; NaN counts as wrong"
+        return verdict(
+            "logits", "fail", evidence, "Find the layer that overflows or divides by 0; the weights may be NaN."
+        )
+    if bool(((z >= 0) & (z <= 1)).all()):
+        evidence = f"all outputs are in [0, 1], [{z.min():.3g}, {z.max():.3g}]: probabilities?"
+        remedy = "Return what goes into the softmax or sigmoid: their gradients vanish when saturated and attacks fail."
+        return verdict("logits", "warn", evidence, remedy)
     return verdict("logits", "pass", f"outputs are not probabilities; they span [{z.min():.3g}, {z.max():.3g}]")
 
 
@@ -125,16 +137,62 @@ def classes(z: Float[Tensor, "n k"], y: Int[Tensor, "m"]) -> Check:
     return verdict("classes", "pass", evidence)
 
 
-def deterministic(first: Float[Tensor, "n k"], second: Float[Tensor, "n k"]) -> Check:
+def deterministic(probe: Probe) -> Check:
     """Warn if the same images give other outputs the second time."""
-    off = float((first.float() - second.float()).abs().nan_to_num(nan=0.0).max())
-    if off > 0:
-        evidence = f"two passes of the same images differ by up to {off:.3g}"
+    if probe.noise > SAME * float(probe.first.abs().nan_to_num(0.0, 0.0, 0.0).max()):
+        evidence = f"two passes of the same images differ by up to {probe.noise:.3g}"
         remedy = (
             "The net is random: attack its expectation (EOT, several draws per step); read these numbers with care."
         )
         return verdict("deterministic", "warn", evidence, remedy)
     return verdict("deterministic", "pass", "two passes of the same images are equal")
+
+
+def batch_independent(probe: Probe) -> Check:
+    """Fail if the outputs of an image depend on the other images in its batch; warn if they do so a little."""
+    code = "batch_independent"
+    low, high = COMPANY
+    if probe.span == 0 or probe.noise > low * probe.span:
+        return verdict(code, "not_run", "outputs are random, constant or not finite: company cannot be told from it")
+    off = float((probe.first[0] - probe.other_company).abs().max()) / probe.span
+    evidence = f"an image's outputs change by {100 * off:.2g} % of their span in other company"
+    if not off <= low:
+        remedy = "Use running statistics (BatchNorm with track_running_stats=True): no layer may look across the batch."
+        return verdict(code, "warn" if off <= high else "fail", evidence, remedy)
+    return verdict(code, "pass", "an image's outputs do not depend on its company")
+
+
+def gradient_slope(probe: Probe) -> Check:
+    """Compare the gradient with the slope along it; fail if it does not describe the function.
+
+    A straight-through gradient of a rounding layer is no slope, but leads somewhere: where the margin moves with it at
+    the budget of the threat, this only warns.
+    """
+    code = "gradient_slope"
+    if probe.span == 0 or probe.noise > COMPANY[0] * probe.span:
+        return verdict(code, "not_run", "outputs are random, constant or not finite: slopes cannot be measured")
+    n = len(probe.slope)
+    good = (probe.slope > 1 / SLOPE) & (probe.slope < SLOPE)
+    evidence = f"the margin's slope agrees with its gradient in {int(good.sum())} of {n} images"
+    share = float(good.float().mean())
+    if share >= AGREE[1]:
+        return verdict(code, "pass", evidence)
+    remedy = "Gradients lead nowhere here, so PGD proves nothing: remove what breaks or replaces them, or use queries."
+    follows = float((good | ((probe.reach > 0.1) & (probe.reach < 10))).float().mean())
+    if follows < AGREE[1]:
+        return verdict(code, "fail" if share <= AGREE[0] else "warn", evidence, remedy)
+    return verdict(code, "warn", f"{evidence}, but leads to it at the budget (straight-through?)", remedy)
+
+
+def border_gradient(probe: Probe) -> Check:
+    """Look for gradients that vanish just at black and white pixels, as a clamp of the input makes them."""
+    code = "border_gradient"
+    evidence = f"{100 * probe.lost:.2g} % of the gradient is 0 at pixels of exactly 0 or 1, but not a little inside"
+    low, high = LOST
+    if probe.lost < low:
+        return verdict(code, "pass", evidence)
+    remedy = "Take the clamp of the input out of the model: pixels are in [0, 1] here. Attacks cannot leave the border."
+    return verdict(code, "warn" if probe.lost < high else "fail", evidence, remedy)
 
 
 def few_images(n: int) -> Check:

@@ -5,10 +5,11 @@ import time
 from collections.abc import Callable, Sequence
 from typing import Any, Literal
 
+import numpy as np
 import numpy.typing as npt
 from torch import Tensor, nn
 
-from hardy.attacks.guards import check_eval
+from hardy.attacks.guards import check_eval, check_precision
 from hardy.attacks.passes import sealed_rng
 from hardy.attacks.state import Progress
 from hardy.environment import environment
@@ -16,6 +17,7 @@ from hardy.errors import ParameterError, did_you_mean
 from hardy.evaluation import clean, eps_curve, noise, texture, transfer, white_box
 from hardy.evaluation.checks import DERIVED, FULL
 from hardy.evaluation.context import AxisProgress, Budget, Context, Measured, NotMeasured
+from hardy.evaluation.fingerprint import images_digest
 from hardy.evaluation.guards import guards
 from hardy.evaluation.inputs import Batches, Nets, device_of, identities, images, sources_of
 from hardy.evaluation.pictures import pictures
@@ -82,11 +84,12 @@ def evaluate(
         on_progress: Called before every axis and as its attacks go on.
 
     Returns:
-        The record. Outcomes of every image are under ``"axis/label"``; labels, predictions and pictures in ``arrays``.
+        The record. Outcomes of every image are under ``"axis/label"``; in ``arrays`` labels, predictions (-1 where the
+        logits are NaN), pictures, and the digests ``images`` (16 bytes) and ``model_weights`` (8 bytes).
 
     Raises:
         ParameterError: train mode, unknown axis, two nets of one name, wrong number of class names.
-        DataError: pixels outside [0, 1], labels outside the outputs, no images.
+        DataError: pixels outside [0, 1], labels outside the outputs, no images, weights in half precision.
         ShapeError: ``x`` is not n c h w, ``y`` is not (n,), or the model does not return (n, k).
     """
     began = time.perf_counter()
@@ -94,6 +97,7 @@ def evaluate(
     nets = sources_of(sources, siblings, base)
     for net in (model, *(source.model for source in nets)):
         check_eval(net, "evaluate")
+        check_precision(net, "evaluate")
     x, y = images(x, y, device_of(model))
     progress = _Reporter(on_progress, len(names))
     with sealed_rng(x.device, seed):
@@ -117,7 +121,13 @@ def evaluate(
         context = dataclasses.replace(plain, predictions=plain.predict(x))
         seen, missing = _measure(context, names, progress)
         found += missing + _derived(context, seen, checks)
-        arrays = {"labels": _array(y), "predictions": _array(context.predictions), **pictures(context, seen)}
+        arrays = {
+            "labels": _array(y),
+            "predictions": _array(context.predictions),
+            "images": np.frombuffer(images_digest(x), np.uint8),
+            "model_weights": np.frombuffer(bytes.fromhex(context.weights), np.uint8),
+            **pictures(context, seen),
+        }
     return Result(
         model=model_name,
         num_classes=num_classes,

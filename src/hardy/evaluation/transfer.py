@@ -8,6 +8,7 @@ from torch import Tensor
 
 from hardy.attacks import PGD
 from hardy.evaluation.context import Context, Measured, NotMeasured, Source, record
+from hardy.evaluation.fingerprint import weights_digest
 from hardy.results import Axis, Point
 
 __all__ = ["measure"]
@@ -20,11 +21,12 @@ def measure(context: Context) -> Measured | NotMeasured:
             "transfer", "no other net to make images on", "Pass sources=[...], siblings=[...] or base=... ."
         )
     outcomes: dict[str, Tensor] = {}
+    weights = {source.name: weights_digest(source.model) for source in context.sources}
     points = []
     for eps in (context.threat.eps, *(e for e in context.budget.transfer_eps if e != context.threat.eps)):
         for source in context.sources:
             label = source.name if eps == context.threat.eps else f"{source.name}, eps {eps:g}"
-            made, outcomes[label] = _one(context, source, eps, label)
+            made, outcomes[label] = _one(context, source, eps, label, weights[source.name])
             points.append(made)
     axis = Axis(
         name="transfer",
@@ -36,7 +38,7 @@ def measure(context: Context) -> Measured | NotMeasured:
     return Measured(axis=axis, outcomes=outcomes)
 
 
-def _one(context: Context, source: Source, eps: float, label: str) -> tuple[Point, Tensor]:
+def _one(context: Context, source: Source, eps: float, label: str, weights: str) -> tuple[Point, Tensor]:
     attack = PGD(steps=context.budget.transfer_steps, step_size=context.budget.step_size)
     found = context.attack(attack, eps=eps, source=source.model, stop="never")
     fooled = context.predict(found.x_adv, source.model) != context.y
@@ -50,6 +52,7 @@ def _one(context: Context, source: Source, eps: float, label: str) -> tuple[Poin
         passes={**found.passes, "forward": found.passes["forward"] + len(context.x)},
         details={
             "source": source.name,
+            "source_weights": weights,
             "attack": "pgd",
             "steps": attack.steps,
             "filter": "right before, and the image fools the source",
