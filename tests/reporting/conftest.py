@@ -1,5 +1,6 @@
 """Made-up but valid runs: what the evaluator would write, in a second."""
 
+import hashlib
 import json
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -8,6 +9,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 import pytest
+from markupsafe import Markup
 
 from hardy.results import Axis, Check, Point, Result, point
 from hardy.threats import Threat
@@ -16,7 +18,7 @@ N = 360
 LABELS = np.arange(N) % 10
 DIGITS = tuple(str(k) for k in range(10))
 SIGMAS, BUDGETS, GRIDS = (0.05, 0.1, 0.2, 0.4), (1, 2, 4, 8, 16, 32), (1.0, 2.0, 4.0)
-SOURCE = {"attack": "pgd", "steps": 20, "restarts": 1}
+SOURCE = {"attack": "pgd", "steps": 20, "restarts": 1, "source_weights": "b0" * 8}
 
 
 def outcomes(accuracy: float, n: int = N) -> npt.NDArray[np.bool_]:
@@ -26,6 +28,11 @@ def outcomes(accuracy: float, n: int = N) -> npt.NDArray[np.bool_]:
     right = np.zeros(n, dtype=np.bool_)
     right[np.argsort(ease + noise)[: round(accuracy * n)]] = True
     return right
+
+
+def fingerprint(name: str) -> str:
+    """Stand for the weights of the net of that name."""
+    return hashlib.blake2b(name.encode(), digest_size=8).hexdigest()
 
 
 def make_result(gain: float = 0.0, *, clean: float = 0.97, n: int = N, twin: str = "twin", **changes: Any) -> Result:
@@ -58,7 +65,8 @@ def make_result(gain: float = 0.0, *, clean: float = 0.97, n: int = N, twin: str
                  add("transfer", "from plain-b", 0.5 + gain, level=8 / 255, series="independent",
                      details={**SOURCE, "source": "plain-b", "conditional_accuracy": 0.52}),
                  add("transfer", f"from {twin}", 0.45, level=8 / 255, series="gray-box",
-                     details={**SOURCE, "source": twin, "conditional_accuracy": 0.57}),
+                     details={**SOURCE, "source": twin, "source_weights": fingerprint(twin),
+                              "conditional_accuracy": 0.57}),
              )),
         Axis(name="texture", question="Does it need the shape?", headline="grid 2", level_name="patches per side",
              points=tuple(add("texture", f"grid {g:g}", clean / g, level=g) for g in GRIDS)),
@@ -68,6 +76,8 @@ def make_result(gain: float = 0.0, *, clean: float = 0.97, n: int = N, twin: str
     arrays = {
         "labels": LABELS[:n].copy(),
         "predictions": LABELS[:n].copy(),
+        "images": np.frombuffer(hashlib.blake2b(bytes(n), digest_size=16).digest(), np.uint8),
+        "model_weights": np.frombuffer(bytes.fromhex(fingerprint(f"net with {twin}")), np.uint8),
         "examples/x": x,
         "examples/x_adv": np.clip(x + (8 / 255) * rng.choice([-1, 1], x.shape), 0, 1).astype(np.float32),
         "examples/label": LABELS[:6].copy(),
@@ -123,6 +133,13 @@ def write_comparison(root: Path) -> list[Path]:
 @pytest.fixture(name="make_result", scope="session")
 def make_result_fixture() -> Callable[..., Result]:
     return make_result
+
+
+@pytest.fixture
+def no_charts(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Leave the drawing out, which takes most of the time of a page."""
+    monkeypatch.setattr("hardy.reporting.curves.line_chart", lambda *_, **__: Markup())
+    monkeypatch.setattr("hardy.reporting.build.swatch", lambda *_, **__: Markup())
 
 
 @pytest.fixture(name="write_run", scope="session")

@@ -149,7 +149,7 @@ def test_the_page_says_what_was_done_and_how_to_repeat_it(page: tuple[str, Page]
         "What to do: Attack the logits.", "4 of 12 checks over 4 runs passed; 0 failed, 4 warned.",
         "Not run, so not passed: eot.", "conditional accuracy: 52.0 %", "Change amplified 16\N{MULTIPLICATION SIGN}",
         "How many untouched images are classified as labelled?", "loss: consistency", "python", "2.13.0",
-        "21 differences stand here: about 1 of them would look clear by chance alone.",
+        "18 differences are judged here: without the correction about 1 of them would look clear by chance alone.",
     ):  # fmt: skip
         assert words in text.replace("\n", " "), words
 

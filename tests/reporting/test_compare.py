@@ -7,9 +7,12 @@ from typing import Any
 
 import numpy as np
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 from scipy import stats
 
-from hardy.reporting.compare import Paired, axis_title, find_axis, pair, partner, scores, topics
+from hardy.reporting.cells import difference
+from hardy.reporting.compare import Paired, axis_title, find_axis, holm, pair, partner, scores, topics
 from hardy.reporting.runs import Run
 from hardy.results import Axis, Result, point
 from hardy.threats import Threat
@@ -123,3 +126,50 @@ def test_gray_box_takes_the_twin_that_hurts_most_at_the_strength_of_the_headline
 
 def test_later_axes_need_no_code() -> None:
     assert axis_title("frequency_bands") == "frequency bands"
+
+
+def paired(p: float, sign: int = 1, verdict: Any = "unclear") -> Paired:
+    low, high = sorted((0.01 * sign, 0.05 * sign))
+    return Paired(mean=0.03 * sign, low=low, high=high, differing=20, p=p, verdict=verdict)
+
+
+@given(st.lists(st.floats(0, 1) | st.floats(0, 0.02), min_size=1, max_size=12), st.randoms(use_true_random=False))
+def test_holm_rejects_what_its_definition_rejects(values: list[float], random: Any) -> None:
+    m, ordered = len(values), sorted(values)
+    kept = next((i for i, p in enumerate(ordered) if p * (m - i) >= 0.05), m)  # step down until the first that holds
+    shown: list[Any] = [paired(p, random.choice((1, -1))) for p in values]
+    mixed = [*shown, "other data", None]
+    random.shuffle(mixed)
+    found = holm(mixed)
+    clear = sorted(d.p for d in found if isinstance(d, Paired) and d.verdict != "unclear")
+    assert clear == ordered[:kept]
+    for before, after in zip(mixed, found, strict=True):
+        if not isinstance(before, Paired):
+            assert after is before
+        elif isinstance(after, Paired) and after.verdict != "unclear":
+            assert after.verdict == ("gain" if before.mean > 0 else "loss")
+
+
+def test_descriptions_are_neither_judged_nor_counted() -> None:
+    described = paired(1.0, verdict="description")
+    found = holm([described] * 20 + [paired(0.04)])
+    assert found[0] == described and isinstance(found[-1], Paired) and found[-1].verdict == "gain"
+
+
+def test_an_interval_that_holds_0_is_unclear_for_any_p() -> None:
+    (found,) = holm([replace(paired(1e-9), low=0.0)])
+    assert isinstance(found, Paired) and found.verdict == "unclear"
+
+
+def test_a_difference_that_is_clear_alone_may_not_be_in_a_table(make_result: Make) -> None:
+    before, after = np.ones(200, dtype=np.bool_), np.ones(200, dtype=np.bool_)
+    before[:7] = False  # p = 2 / 2**7 = 0.016
+    runs = [with_outcomes(make_result(), right) for right in (before, after, after, after, after)]
+    column = topics(runs)
+    verdicts = [
+        [row[0].difference.verdict for row in scores(runs[:n], column)[1:] if isinstance(row[0].difference, Paired)]
+        for n in (2, 4, 5)
+    ]
+    assert verdicts == [["gain"], ["gain"] * 3, ["unclear"] * 4]
+    cell_word = difference(scores(runs, column)[1][0].difference)  # type: ignore[arg-type]
+    assert cell_word.word == "unclear: after correction"

@@ -8,13 +8,14 @@ import jinja2
 from hardy import __version__
 from hardy.reporting.cells import SYMBOLS, cell
 from hardy.reporting.charts import swatch
-from hardy.reporting.compare import Paired, Score, Topic, axis_names, scores, topics
+from hardy.reporting.compare import DESCRIPTIONS, Paired, Score, Topic, axis_names, scores, topics
 from hardy.reporting.curves import curves, point_tables, training_charts
-from hardy.reporting.data import CheckLine, Column, Legend, ReportData, RunRow
+from hardy.reporting.data import Cell, CheckLine, Column, Legend, ReportData, RunRow
 from hardy.reporting.numbers import ABSENT, duration, join, ratio
 from hardy.reporting.pictures import gallery
 from hardy.reporting.runs import Run, read_runs
 from hardy.reporting.sections import check_lines, checks_summary, definitions, per_class, provenance
+from hardy.reporting.trust import caution, void
 from hardy.reporting.words import seeds_label, verdict
 from hardy.safefile import write_text
 
@@ -156,22 +157,40 @@ def _row(row: Sequence[Score], run: Run, base: Run, number: int, anchors: dict[s
         href=f"#run-{number}",
         methods=run.methods,
         is_base=number == 0,
-        cells=tuple(cell(s.topic.title, s.point, s.difference, anchors[s.topic.axis]) for s in row),
+        cells=tuple(_cell(base, score, anchors[score.topic.axis]) for score in row),
         training=ABSENT if spent is None else duration(spent),
         training_note=", ".join(notes),
     )
 
 
+def _cell(base: Run, score: Score, href: str) -> Cell:
+    result, axis = score.run.result, score.topic.axis
+    warning = caution(base.result, result, axis)
+    return cell(score.topic.title, score.point, score.difference, href, void=void(result, axis), warning=warning)
+
+
 def _notes(table: Sequence[Sequence[Score]]) -> tuple[str, ...]:
     notes = ["Accuracy in %, with the 95 % Wilson interval over images."]
-    compared = sum(isinstance(score.difference, Paired) for row in table for score in row)
-    if compared:
+    found = [score for row in table for score in row if isinstance(score.difference, Paired)]
+    judged = sum(score.topic.axis not in DESCRIPTIONS for score in found)
+    if found:
         notes.append(
-            "Below it the difference to the baseline in points, with the 95 % bootstrap interval over the same images: "
+            "Below it the difference to the baseline in points, with the 95 % bootstrap interval over the images: "
             f"{SYMBOLS['gain']} gain or {SYMBOLS['loss']} loss where the interval excludes 0 and an exact sign test "
-            f"agrees, else {SYMBOLS['unclear']} no clear difference. They speak of these nets, not of other seeds."
+            "agrees, after Holm's correction for the differences in this table, "
+            f"else {SYMBOLS['unclear']} no clear difference. They speak of these nets, not of other seeds."
         )
-    if compared >= 10:
-        lucky = max(1, round(0.05 * compared))
-        notes.append(f"{compared} differences stand here: about {lucky} of them would look clear by chance alone.")
+    if judged < len(found):
+        notes.append("Texture tells what a net relies on; it counts neither as gain nor as loss.")
+    if judged >= 10:
+        lucky = max(1, round(0.05 * judged))
+        notes.append(
+            f"{judged} differences are judged here: without the correction about {lucky} of them would look clear by "
+            "chance alone."
+        )
+    doubtful = list(
+        dict.fromkeys(s.topic.title for s in found if isinstance(s.difference, Paired) and not s.difference.verified)
+    )
+    if doubtful:
+        notes.append(f"On {join(doubtful)} the source nets could not be verified to be the same.")
     return tuple(notes)

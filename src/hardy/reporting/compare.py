@@ -1,35 +1,35 @@
-"""Paired differences between runs, and the reasons why some must not be computed."""
+"""Paired differences between runs: the verdict table."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal
 
 import numpy as np
-import numpy.typing as npt
 from scipy import special
 
-from hardy.reporting.numbers import level
+from hardy.reporting.refusals import GRAY_BOX, outcomes, refusal, sources_known
 from hardy.reporting.runs import Run
 from hardy.results import Axis, Point, Result
 from hardy.stats import paired_bootstrap
 
 __all__ = [
-    "GRAY_BOX",
+    "DESCRIPTIONS",
+    "LEVEL",
     "Paired",
     "Score",
     "Topic",
     "axis_names",
     "axis_title",
     "find_axis",
+    "holm",
     "pair",
     "partner",
     "scores",
     "topics",
 ]
 
-GRAY_BOX = ("gray-box", "sibling")  # series of attacks made on the same method trained from another seed
-THREAT_FREE = ("clean", "noise", "texture")  # axes that the threat does not enter
-SETTINGS = ("attack", "steps", "restarts", "step_size", "random_start", "norm", "eps", "targeted", "draws")
+DESCRIPTIONS = ("texture",)  # axes that describe what a net relies on: more is neither better nor worse
+LEVEL = 0.05  # of the sign test
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -41,14 +41,22 @@ class Paired:
         low: Lower bound of its 95 % bootstrap interval.
         high: Upper bound.
         differing: Number of images on which exactly one of the two nets is right.
-        verdict: "gain" or "loss" where the interval excludes 0 and an exact sign test agrees, else "unclear".
+        p: Two-sided p-value of the exact sign test, not corrected.
+        verdict: "gain" or "loss" where the interval excludes 0 and the sign test agrees, else "unclear"; "description"
+            where more is neither better nor worse.
+        verified: False where the results do not tell whether the attacks were made on the same other net.
     """
 
     mean: float
     low: float
     high: float
     differing: int
-    verdict: Literal["gain", "loss", "unclear"]
+    p: float
+    verdict: Literal["gain", "loss", "unclear", "description"]
+    verified: bool = True
+
+
+Difference = Paired | str | None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -79,7 +87,7 @@ class Score:
     run: Run
     topic: Topic
     point: Point | None
-    difference: Paired | str | None = None
+    difference: Difference = None
 
 
 def axis_title(name: str) -> str:
@@ -111,8 +119,10 @@ def topics(runs: Sequence[Run]) -> list[Topic]:
 
 
 def scores(runs: Sequence[Run], columns: Sequence[Topic]) -> list[list[Score]]:
-    """Compute the verdict table: one row per run, the baseline first."""
-    return [[_score(runs[0], run, topic) for topic in columns] for run in runs]
+    """Compute the verdict table: one row per run, the baseline first; verdicts are corrected for its size."""
+    table = [[_score(runs[0], run, topic) for topic in columns] for run in runs]
+    corrected = iter(holm([score.difference for row in table for score in row]))
+    return [[replace(score, difference=next(corrected)) for score in row] for row in table]
 
 
 def _score(base: Run, run: Run, topic: Topic) -> Score:
@@ -138,53 +148,56 @@ def partner(axis: Axis | None, point: Point) -> Point | None:
 
 
 def pair(base: Run, run: Run, axis: str, before: Point | None, after: Point) -> Paired | str:
-    """Compare two points image by image, or say in words why that would mislead."""
+    """Compare two points image by image, or say in words why that would mislead.
+
+    The verdict holds for this one comparison; :func:`holm` corrects it for a table.
+    """
     if before is None:
         return "the baseline lacks it"
-    reason = _other_images(base.result, run.result) or _other_question(base.result, run.result, axis, before, after)
+    reason = refusal(base.result, run.result, axis, before, after)
     if reason:
         return reason
-    a, b = _outcomes(run.result, axis, after), _outcomes(base.result, axis, before)
+    a, b = outcomes(run.result, axis, after), outcomes(base.result, axis, before)
     if a is None or b is None:
         return "outcomes per image were not kept"
     mean, low, high = paired_bootstrap(a, b)
     won, lost = int(np.sum(a & ~b)), int(np.sum(b & ~a))
     # a percentile interval of four differing images that agree excludes 0; an exact test does not
-    clear = 2 * float(special.bdtr(min(won, lost), won + lost, 0.5)) < 0.05
+    p = min(1.0, 2 * float(special.bdtr(min(won, lost), won + lost, 0.5)))
+    made = Paired(
+        mean=mean,
+        low=low,
+        high=high,
+        differing=won + lost,
+        p=p,
+        verdict="description" if axis in DESCRIPTIONS else "unclear",
+        verified=sources_known(base.result, run.result, before, after),
+    )
+    return _judged(made, p)
+
+
+def holm(differences: Sequence[Difference]) -> list[Difference]:
+    """Correct the verdicts of a table for the number of differences in it (Holm, Scand. J. Statist. 6, 1979).
+
+    Args:
+        differences: All that the table shows; what is no difference, or only describes, is given back as it is.
+    """
+    corrected = list(differences)
+    family = [(d.p, i, d) for i, d in enumerate(differences) if isinstance(d, Paired) and d.verdict != "description"]
+    adjusted = 0.0
+    for rank, (p, i, difference) in enumerate(sorted(family, key=lambda entry: entry[:2])):
+        adjusted = max(adjusted, (len(family) - rank) * p)
+        corrected[i] = _judged(difference, adjusted)
+    return corrected
+
+
+def _judged(difference: Paired, p: float) -> Paired:
+    """Decide by the interval and this p-value of the sign test; a description is not judged."""
+    if difference.verdict == "description":
+        return difference
     verdict: Literal["gain", "loss", "unclear"] = "unclear"
-    if clear and low > 0:
+    if p < LEVEL and difference.low > 0:
         verdict = "gain"
-    elif clear and high < 0:
+    elif p < LEVEL and difference.high < 0:
         verdict = "loss"
-    return Paired(mean=mean, low=low, high=high, differing=won + lost, verdict=verdict)
-
-
-def _outcomes(result: Result, axis: str, point: Point) -> npt.NDArray[np.bool_] | None:
-    """Give the outcomes behind a point, unless they are missing or belong to something else."""
-    kept = result.outcomes_by_point.get(f"{axis}/{point.label}")
-    if kept is None or kept.shape != (result.n,) or kept.dtype != np.bool_ or result.n == 0:
-        return None
-    return kept if abs(float(kept.mean()) - point.accuracy) < 1e-6 else None
-
-
-def _other_images(base: Result, run: Result) -> str:
-    if base.n != run.n:
-        return f"other images: {run.n}, the baseline has {base.n}"
-    if base.data != run.data:
-        return "other data"
-    labels = base.arrays.get("labels"), run.arrays.get("labels")
-    if labels[0] is None or labels[1] is None:
-        return "labels were not kept, so the images cannot be matched"
-    return "" if np.array_equal(labels[0], labels[1]) else "the labels differ"
-
-
-def _other_question(base: Result, run: Result, axis: str, before: Point, after: Point) -> str:
-    if axis not in THREAT_FREE and base.threat != run.threat:
-        return "other threat"
-    if before.level != after.level:
-        strengths = [level(p.level, "eps") or "none" for p in (after, before)]
-        return f"other strength: {strengths[0]}, the baseline has {strengths[1]}"
-    if before.label != after.label and not {before.series, after.series} <= set(GRAY_BOX):
-        return "another condition"
-    differ = [key for key in SETTINGS if before.details.get(key) != after.details.get(key)]
-    return f"other {', '.join(differ)}" if differ else ""
+    return replace(difference, verdict=verdict)

@@ -4,10 +4,12 @@ from collections.abc import Sequence
 
 from hardy.reporting.cells import cell
 from hardy.reporting.charts import Line, line_chart
-from hardy.reporting.compare import GRAY_BOX, axis_names, axis_title, find_axis, pair, partner
-from hardy.reporting.data import Chart, Curve, PointRow, PointTable, TableRow
+from hardy.reporting.compare import Difference, axis_names, axis_title, find_axis, holm, pair, partner
+from hardy.reporting.data import Cell, Chart, Curve, PointRow, PointTable, TableRow
 from hardy.reporting.numbers import join, level, percent
+from hardy.reporting.refusals import GRAY_BOX
 from hardy.reporting.runs import Run
+from hardy.reporting.trust import caution, subject, void
 from hardy.results import Axis, Point
 
 __all__ = ["curves", "detail", "point_tables", "training_charts"]
@@ -29,14 +31,16 @@ def point_tables(runs: Sequence[Run]) -> tuple[PointTable, ...]:
     for name in axis_names(runs):
         drawn = _curved(runs, name)
         several = len({point.series for run in runs for point in _points(run, name)}) > 1
-        rows = [
-            _point_row(runs[0], run, axis, point)
+        found = [
+            (run, axis, point)
             for run in runs
             if (axis := find_axis(run.result, name)) is not None and len(axis.points) > 1
             for point in axis.points
             if several or point.series not in drawn or point.level is None
         ]
-        if rows:
+        if found:
+            compared = holm([_compared(runs[0], run, axis, point) for run, axis, point in found])
+            rows = [_point_row(runs[0], *each, difference) for each, difference in zip(found, compared, strict=True)]
             heads = ("Run", "Condition", "Accuracy", "Details")
             tables.append(
                 PointTable(title=axis_title(name), question=_question(runs, name), heads=heads, rows=tuple(rows))
@@ -103,11 +107,11 @@ def _curve(runs: Sequence[Run], name: str, series: str, number: int) -> Curve:
     alt = f"Accuracy over {level_name} for {join(drawn)}, with 95 % intervals. The numbers stand in the table below."
     return Curve(
         chart=Chart(title=title, svg=svg, alt=alt),
-        question=_question(runs, name),
+        question=" ".join([_question(runs, name), *_voids(runs, name)]),
         level_name=level_name,
         names=tuple(run.name for run in runs),
-        rows=tuple(_level_row(runs, axes, points, value, text) for value, text in ticks),
-    )  # fmt: skip
+        rows=_level_rows(runs, name, points, ticks),
+    )
 
 
 def _by_level(axis: Axis | None, series: str) -> dict[float, Point]:
@@ -121,30 +125,53 @@ def _line(index: int, points: list[Point]) -> Line:
     return Line(index=index, x=x, y=y, low=low, high=high)
 
 
-def _level_row(
-    runs: Sequence[Run], axes: list[Axis | None], points: list[dict[float, Point]], value: float, text: str
-) -> TableRow:
-    cells = []
-    for run, axis, found in zip(runs, axes, points, strict=True):
-        point = found.get(value)
-        compared = None
-        if run is not runs[0] and axis and point:
-            compared = pair(runs[0], run, axis.name, partner(axes[0], point), point)
-        cells.append(cell(run.name, point, compared))
-    return TableRow(head=text, cells=tuple(cells))
+def _level_rows(
+    runs: Sequence[Run], name: str, points: list[dict[float, Point]], ticks: Sequence[tuple[float, str]]
+) -> tuple[TableRow, ...]:
+    axes = [find_axis(run.result, name) for run in runs]
+    grid = [
+        (run, axis, found.get(value)) for value, _ in ticks for run, axis, found in zip(runs, axes, points, strict=True)
+    ]
+    compared = holm([_compared(runs[0], run, axis, point) if axis and point else None for run, axis, point in grid])
+    cells = [
+        _cell(runs[0], run, name, point, difference, column=run.name)
+        for (run, _, point), difference in zip(grid, compared, strict=True)
+    ]
+    width = len(runs)
+    return tuple(
+        TableRow(head=text, cells=tuple(cells[width * i : width * (i + 1)])) for i, (_, text) in enumerate(ticks)
+    )
 
 
-def _point_row(base: Run, run: Run, axis: Axis, point: Point) -> PointRow:
-    compared = None
-    if run is not base:
-        compared = pair(base, run, axis.name, partner(find_axis(base.result, axis.name), point), point)
+def _compared(base: Run, run: Run, axis: Axis, point: Point) -> Difference:
+    if run is base:
+        return None
+    return pair(base, run, axis.name, partner(find_axis(base.result, axis.name), point), point)
+
+
+def _voids(runs: Sequence[Run], name: str) -> list[str]:
+    """Say below a chart which of its lines are no evidence."""
+    found = [(run.name, text) for run in runs if _points(run, name) and (text := void(run.result, name))]
+    return [f"{run} is {text}." for run, text in found]
+
+
+def _cell(base: Run, run: Run, axis: str, point: Point | None, compared: Difference, *, column: str) -> Cell:
+    about = subject(axis, point) if point else axis
+    warning = caution(base.result, run.result, about)
+    return cell(column, point, compared, void=void(run.result, about), warning=warning)
+
+
+def _point_row(base: Run, run: Run, axis: Axis, point: Point, compared: Difference) -> PointRow:
     details = [
         f"{key.replace('_', ' ')}: {detail(key, value)}" for key, value in point.details.items() if value is not None
     ]
     details += [f"{key} passes: {count:,}" for key, count in point.passes.items()]
-    series = "gray-box" if point.series in GRAY_BOX else point.series
     return PointRow(
-        run=run.name, label=point.label, series=series, cell=cell("Accuracy", point, compared), details=tuple(details)
+        run=run.name,
+        label=point.label,
+        series="gray-box" if point.series in GRAY_BOX else point.series,
+        cell=_cell(base, run, axis.name, point, compared, column="Accuracy"),
+        details=tuple(details),
     )
 
 

@@ -31,18 +31,21 @@ __all__ = [
 
 @dataclass(frozen=True, kw_only=True)
 class Difference:
-    """A paired difference to the baseline, in points; ``word`` and ``symbol`` say what the colour says."""
+    """A paired difference to the baseline, in points; ``word`` and ``symbol`` say what the colour says.
+
+    Both are empty where more is neither better nor worse.
+    """
 
     text: str
     interval: str
-    verdict: Literal["gain", "loss", "unclear"]
+    verdict: Literal["gain", "loss", "unclear", "description"]
     symbol: str
     word: str
 
 
 @dataclass(frozen=True, kw_only=True)
 class Cell:
-    """One accuracy with its interval; ``accuracy`` is "not measured" where there is none."""
+    """One accuracy with its interval; "not measured" where there is none, ``void`` where it is no evidence."""
 
     column: str
     accuracy: str
@@ -52,6 +55,7 @@ class Cell:
     href: str = ""
     difference: Difference | None = None
     note: str = ""
+    void: bool = False
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -11,6 +11,7 @@ from hardy.reporting.curves import detail
 from hardy.reporting.data import CheckLine, ClassRow, Definition, Heat, PerClass, Provenance
 from hardy.reporting.numbers import ABSENT, duration, interval, join, percent, threat
 from hardy.reporting.runs import Run
+from hardy.reporting.trust import failed
 from hardy.stats import wilson
 
 __all__ = ["check_lines", "checks_summary", "definitions", "per_class", "provenance"]
@@ -69,7 +70,11 @@ def per_class(runs: Sequence[Run]) -> PerClass | None:
     groups, heads = [], []
     counts = _counts(runs[0])
     for run in runs:
-        columns = [(t.title, s) for t in topics if (s := _by_class(run, t)) is not None]
+        columns = [
+            (f"{t.title} (void)" if failed(run.result, t.axis) else t.title, s)
+            for t in topics
+            if (s := _by_class(run, t)) is not None
+        ]
         if columns and run.result.class_names == names and _counts(run) == counts:
             groups.append((run.name, len(columns)))
             heads += [title for title, _ in columns]

@@ -1,0 +1,113 @@
+"""Why two numbers must not be compared image by image: other images, another question, a check that failed."""
+
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from hardy.reporting.numbers import level
+from hardy.reporting.trust import failed, named, subject
+from hardy.results import Point, Result
+
+__all__ = ["GRAY_BOX", "outcomes", "refusal", "same_images", "sources_known"]
+
+GRAY_BOX = ("gray-box", "sibling")  # series of attacks made on the same method trained from another seed
+THREAT_FREE = ("clean", "noise", "texture")  # axes that the threat does not enter
+SETTINGS = ("attack", "steps", "restarts", "step_size", "random_start", "norm", "eps", "targeted", "draws")
+
+
+def refusal(base: Result, run: Result, axis: str, before: Point, after: Point) -> str:
+    """Say in words why the difference of two points would mislead; empty where it does not."""
+    return (
+        _other_images(base, run)
+        or _other_question(base, run, axis, before, after)
+        or _other_source(base, run, before, after)
+        or _void(base, run, subject(axis, after))
+    )
+
+
+def same_images(base: Result, run: Result) -> bool:
+    """Say whether both results prove to be about the same images, rather than about equal labels."""
+    digests = _digest(base, "images"), _digest(run, "images")
+    return digests[0] != "" and digests[0] == digests[1]
+
+
+def sources_known(base: Result, run: Result, before: Point, after: Point) -> bool:
+    """Say whether the results tell which net each attack was made on, wherever another net has a part in it."""
+    if "source" not in before.details and "source" not in after.details:
+        return True
+    if _gray_box(before, after):
+        return True
+    digests = _digest(base, "model_weights"), _digest(run, "model_weights"), _source(before), _source(after)
+    return "" not in digests
+
+
+def outcomes(result: Result, axis: str, point: Point) -> npt.NDArray[np.bool_] | None:
+    """Give the outcomes behind a point, unless they are missing or belong to something else."""
+    kept = result.outcomes_by_point.get(f"{axis}/{point.label}")
+    if kept is None or kept.shape != (result.n,) or kept.dtype != np.bool_ or result.n == 0:
+        return None
+    return kept if abs(float(kept.mean()) - point.accuracy) < 1e-6 else None
+
+
+def _other_images(base: Result, run: Result) -> str:
+    if base.n != run.n:
+        return f"other images: {run.n}, the baseline has {base.n}"
+    if base.data != run.data:
+        return "other data"
+    digests = _digest(base, "images"), _digest(run, "images")
+    if "" not in digests and digests[0] != digests[1]:
+        return "other images"
+    labels = base.arrays.get("labels"), run.arrays.get("labels")
+    if labels[0] is None or labels[1] is None:
+        return "labels were not kept, so the images cannot be matched"
+    return "" if np.array_equal(labels[0], labels[1]) else "the labels differ"
+
+
+def _other_question(base: Result, run: Result, axis: str, before: Point, after: Point) -> str:
+    if axis not in THREAT_FREE and base.threat != run.threat:
+        return "other threat"
+    if before.level != after.level:
+        strengths = [level(p.level, "eps") or "none" for p in (after, before)]
+        return f"other strength: {strengths[0]}, the baseline has {strengths[1]}"
+    if before.label != after.label and not _gray_box(before, after):
+        return "another condition"
+    differ = [key for key in SETTINGS if before.details.get(key) != after.details.get(key)]
+    return f"other {', '.join(differ)}" if differ else ""
+
+
+def _other_source(base: Result, run: Result, before: Point, after: Point) -> str:
+    """Refuse attacks made on other nets, and those that are white-box for one of the two."""
+    own, sources = (_digest(base, "model_weights"), _digest(run, "model_weights")), (_source(before), _source(after))
+    if _gray_box(before, after):  # every run has its own twin
+        attacked = {"the baseline": own[0] == sources[0] != "", "this net": own[1] == sources[1] != ""}
+    else:
+        attacked = {"the baseline": own[0] != "" and own[0] in sources, "this net": own[1] != "" and own[1] in sources}
+    for whose, itself in attacked.items():
+        if itself:
+            return f"the source is {whose} itself"
+    differ = "" not in sources and sources[0] != sources[1] and not _gray_box(before, after)
+    return "another source net" if differ else ""
+
+
+def _void(base: Result, run: Result, axis: str) -> str:
+    if codes := failed(run, axis):
+        return f"its {named(codes)} failed"
+    codes = failed(base, axis)
+    return f"{named(codes)} of the baseline failed" if codes else ""
+
+
+def _gray_box(before: Point, after: Point) -> bool:
+    return {before.series, after.series} <= set(GRAY_BOX)
+
+
+def _source(point: Point) -> str:
+    """Give the fingerprint of the net that the attack was made on; empty where it was not kept."""
+    kept = point.details.get("source_weights")
+    return kept if isinstance(kept, str) else ""
+
+
+def _digest(result: Result, name: str) -> str:
+    """Give a digest kept with the result in hexadecimal; empty where there is none."""
+    kept: npt.NDArray[Any] | None = result.arrays.get(name)
+    return "" if kept is None or kept.dtype != np.uint8 or kept.size == 0 else kept.tobytes().hex()

@@ -1,0 +1,117 @@
+"""Attacks made on other nets, and other images under the same labels, are not compared."""
+
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from hardy.reporting.build import collect
+from hardy.reporting.compare import Paired, find_axis, pair, partner
+from hardy.reporting.data import ReportData
+from hardy.reporting.refusals import same_images
+from hardy.reporting.runs import Run
+from hardy.results import Result
+
+pytestmark = pytest.mark.usefixtures("no_charts")
+Make = Callable[..., Result]
+OTHER = "c1" * 8
+
+
+def with_source(result: Result, weights: str | None, series: str = "independent") -> Result:
+    """Say that the attacks of this series were made on the net of this fingerprint."""
+    axes = []
+    for axis in result.axes:
+        points = []
+        for p in axis.points:
+            if p.series == series:
+                rest = {k: v for k, v in p.details.items() if k != "source_weights"}
+                points.append(replace(p, details=rest if weights is None else {**rest, "source_weights": weights}))
+            else:
+                points.append(p)
+        axes.append(replace(axis, points=tuple(points)))
+    return replace(result, axes=tuple(axes))
+
+
+def with_array(result: Result, name: str, value: np.ndarray[Any, Any] | None) -> Result:
+    rest = {k: v for k, v in result.arrays.items() if k != name}
+    return replace(result, arrays=rest if value is None else {**rest, name: value})
+
+
+def weights_of(result: Result) -> str:
+    return result.arrays["model_weights"].tobytes().hex()
+
+
+def read(base: Result, run: Result) -> ReportData:
+    return collect([Run(name=name, path=Path(name), result=r) for name, r in (("a", base), ("b", run))])
+
+
+def compare(base: Result, run: Result, series: str = "independent") -> Paired | str:
+    first, second = (Run(name=name, path=Path(name), result=r) for name, r in (("a", base), ("b", run)))
+    after = next(p for p in run.axis("transfer").points if p.series == series)
+    return pair(first, second, "transfer", partner(find_axis(base, "transfer"), after), after)
+
+
+def test_the_same_source_is_compared(make_result: Make) -> None:
+    found = compare(make_result(twin="a"), make_result(0.2, twin="b"))
+    assert isinstance(found, Paired) and found.verdict == "gain" and found.verified
+
+
+def test_another_net_under_the_same_label_is_refused(make_result: Make) -> None:
+    assert compare(make_result(), with_source(make_result(0.2), OTHER)) == "another source net"
+    page = read(make_result(), with_source(make_result(0.2), OTHER))
+    assert "transfer" not in page.lead
+    assert next(c for c in page.rows[1].cells if c.column == "transfer").note == "not compared: another source net"
+
+
+@pytest.mark.parametrize("own", [0, 1])
+def test_white_box_is_not_compared_with_transfer(make_result: Make, own: int) -> None:
+    results = make_result(twin="a"), make_result(0.2, twin="b")
+    base, run = (with_source(r, weights_of(results[own])) for r in results)
+    assert compare(base, run) == f"the source is {('the baseline', 'this net')[own]} itself"
+    half = (with_source(results[0], None), run) if own == 0 else (base, with_source(results[1], None))
+    assert compare(*half) == f"the source is {('the baseline', 'this net')[own]} itself"
+
+
+def test_twins_differ_by_design_but_are_not_the_net_itself(make_result: Make) -> None:
+    base, run = make_result(twin="a"), make_result(0.2, twin="b")
+    assert isinstance(compare(base, run, "gray-box"), Paired)
+    assert compare(base, with_source(run, weights_of(run), "gray-box"), "gray-box") == "the source is this net itself"
+    itself = with_source(base, weights_of(base), "gray-box")
+    assert compare(itself, run, "gray-box") == "the source is the baseline itself"
+    crossed = with_source(base, weights_of(run), "gray-box"), with_source(run, weights_of(base), "gray-box")
+    assert isinstance(compare(*crossed, "gray-box"), Paired)  # two seeds of one method are each other's twins
+
+
+@pytest.mark.parametrize("lacks", ["source before", "source after", "model before", "model after"])
+def test_old_results_are_compared_with_a_note(make_result: Make, lacks: str) -> None:
+    results = [make_result(twin="a"), make_result(0.2, twin="b")]
+    i = int("after" in lacks)
+    results[i] = with_source(results[i], None) if "source" in lacks else with_array(results[i], "model_weights", None)
+    base, run = results
+    found = compare(base, run)
+    assert isinstance(found, Paired) and not found.verified
+    note = "On transfer the source nets could not be verified to be the same."
+    assert note in read(base, run).table_notes
+    assert note not in read(make_result(twin="a"), make_result(twin="b")).table_notes
+
+
+def test_other_images_under_the_same_labels_are_refused(make_result: Make) -> None:
+    other = with_array(make_result(0.2), "images", np.arange(16, dtype=np.uint8))
+    page = read(make_result(), other)
+    assert all(cell.note == "not compared: other images" for cell in page.rows[1].cells)
+    assert page.lead.startswith("Nothing here can be compared with a image by image")
+
+
+@pytest.mark.parametrize("strange", [None, np.zeros(0, np.uint8), np.zeros(16)])
+def test_images_that_cannot_be_matched_are_not_called_the_same(make_result: Make, strange: Any) -> None:
+    base, old = make_result(), with_array(make_result(0.2), "images", strange)
+    assert not same_images(base, old) and not same_images(old, old) and same_images(base, make_result(0.2))
+    for results in ((base, old), (old, base), (old, old)):
+        lead = read(*results).lead
+        assert lead.startswith("Compared with a on 360 images with equal labels, ") and "the same" not in lead
+    three = collect([Run(name=f"{i}", path=Path(f"{i}"), result=r) for i, r in enumerate((base, make_result(), old))])
+    assert "on 360 images with equal labels" in three.lead  # one that cannot be matched is enough
+    assert read(base, make_result(0.2)).lead.startswith("Compared with a on the same 360 images, ")
