@@ -30,7 +30,7 @@ import hardy
 from hardy.data import load_data
 from hardy.evaluation import Budget
 from hardy.results import Result
-from hardy.training import DataRecipe, ModelRecipe, Recipe, TrainRecipe, train
+from hardy.training import DataRecipe, ModelRecipe, Recipe, RunFolder, TrainRecipe, train
 
 ARMS: dict[str, tuple[dict[str, Any], ...]] = {
     "plain": (),
@@ -54,6 +54,8 @@ def recipe(arm: str, seed: int, args: argparse.Namespace) -> Recipe:
 def fit(arm: str, seed: int, args: argparse.Namespace) -> float:
     """Train one net; give its seconds."""
     folder = args.out / f"{arm}-seed{seed}"
+    if (folder / "model.safetensors").exists():
+        return sum(row["seconds"] for row in RunFolder(folder).rows())
     began = time.perf_counter()
     run = train(recipe(arm, seed, args), out=folder, resume=True, device=args.device)
     said = f"{arm} seed {seed}: validation {run.history[-1]['val_accuracy']:.3f}"

@@ -15,7 +15,7 @@ from hardy import io, surgery
 from hardy.data import ArrayData, load_data
 from hardy.errors import ConfigError, DataError, ParameterError, TrainingError
 from hardy.methods import DefectiveConv, LabelSmoothing, LocalFeatureMasking, SpatialDropout
-from hardy.training import DataRecipe, ModelRecipe, Progress, Recipe, TrainRecipe, train
+from hardy.training import DataRecipe, EvaluateRecipe, ModelRecipe, Progress, Recipe, TrainRecipe, train
 
 BASE = Recipe(
     model=ModelRecipe(name="cifar_resnet8", args={"width": 4}),
@@ -124,6 +124,8 @@ def test_a_run_is_not_overwritten_and_another_recipe_does_not_resume_it(tmp_path
     with pytest.raises(TrainingError, match=r"recipe.toml is not the recipe given"):
         train(recipe(epochs=2), out=tmp_path / "a", resume=True)
     assert same(before, weights(tmp_path / "a"))
+    other = replace(recipe(epochs=1), evaluate=EvaluateRecipe(steps=7))  # decides no weight
+    assert same(before, weights(train(other, out=tmp_path / "a", resume=True).folder))
 
 
 def test_a_loss_that_is_not_finite_stops_with_step_and_culprit(tmp_path: Path) -> None:

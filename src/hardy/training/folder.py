@@ -4,7 +4,7 @@ import json
 import logging
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +15,7 @@ from hardy.config import build, read_toml
 from hardy.environment import environment
 from hardy.errors import DataError, TrainingError
 from hardy.safefile import read_header, read_tensors, write_json, write_tensors, write_text
-from hardy.training.recipe import Recipe
+from hardy.training.recipe import EvaluateRecipe, Recipe
 
 __all__ = ["Progress", "Row", "RunFolder", "flatten_optimizer", "restore_optimizer"]
 
@@ -69,7 +69,7 @@ class RunFolder:
                 raise TrainingError(
                     f"{self.path}: already holds a run. Choose another --out, or go on with it by --resume."
                 )
-            if build(Recipe, read_toml(self.recipe_file)).to_toml() != recipe.to_toml():
+            if _training_part(build(Recipe, read_toml(self.recipe_file))) != _training_part(recipe):
                 raise TrainingError(
                     f"{self.path}: its recipe.toml is not the recipe given. Resume with that one or take another --out."
                 )
@@ -126,6 +126,11 @@ class RunFolder:
         if facts.get("kind") != "training" or facts.get("format") != RUN_FORMAT:
             raise TrainingError(f"{self.checkpoint_file}: not a training checkpoint of this version.")
         return read_tensors(self.checkpoint_file), facts
+
+
+def _training_part(recipe: Recipe) -> str:
+    """Write down what decides the weights; what is evaluated afterwards does not."""
+    return replace(recipe, evaluate=EvaluateRecipe()).to_toml()
 
 
 def flatten_optimizer(optimizer: torch.optim.Optimizer) -> dict[str, Tensor]:
