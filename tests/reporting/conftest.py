@@ -99,7 +99,7 @@ def make_result(gain: float = 0.0, *, clean: float = 0.97, n: int = N, twin: str
     return Result(**{**fields, **changes})
 
 
-def write_run(folder: Path, result: Result, *, seed: int = 0, epochs: int = 8, seconds: float = 0.5) -> Path:
+def write_run(folder: Path, result: Result, *, seed: int = 0, epochs: int = 8, seconds: float = 10.0) -> Path:
     """Write a run folder; no epochs, no metrics."""
     result.save(folder / "result.json")
     (folder / "recipe.toml").write_text(
@@ -121,8 +121,8 @@ def write_comparison(root: Path) -> list[Path]:
     defective = {"gain": 0.18, "clean": 0.93, "methods": ("DefectiveConv(keep=0.5, where='bottom')",)}
     return [
         write_run(root / "plain", make_result(twin="plain-c")),
-        write_run(root / "lfm", make_result(0.08, methods=("LocalFeatureMasking(p=0.5)",), twin="lfm-b"), seconds=0.52),
-        write_run(root / "defective", make_result(twin="defective-b", **defective), seconds=0.61),
+        write_run(root / "lfm", make_result(0.08, methods=("LocalFeatureMasking(p=0.5)",), twin="lfm-b"), seconds=10.4),
+        write_run(root / "defective", make_result(twin="defective-b", **defective), seconds=12.2),
         write_run(
             root / "dropout_erasing",
             make_result(-0.001, clean=0.969, methods=("SpatialDropout(p=0.1)", "RandomErasing()"), twin="de-b"),

@@ -2,7 +2,6 @@
 
 import json
 import re
-import time
 from collections.abc import Callable
 from dataclasses import replace
 from html.parser import HTMLParser
@@ -12,6 +11,7 @@ import numpy as np
 import pytest
 
 from hardy.reporting.build import collect, render, report
+from hardy.reporting.numbers import duration
 from hardy.reporting.pictures import gallery
 from hardy.reporting.runs import Run, read_runs
 from hardy.results import Axis, Check, Result, point
@@ -88,7 +88,7 @@ def test_the_verdict_table_holds_the_numbers_of_result_json(page: tuple[str, Pag
             expected += [] if folder is comparison[0] else [p["accuracy"] - b["accuracy"]]
             assert numbers[: len(expected)] == pytest.approx([100 * value for value in expected], abs=0.051)
             assert len(numbers) == (3 if folder is comparison[0] else 6)
-        assert cells["Training wall time"].split()[0] == f"{8 * result_seconds(folder):.1f}"
+        assert cells["Training wall time"].startswith(duration(8 * result_seconds(folder)))
 
 
 def result_seconds(folder: Path) -> float:
@@ -306,16 +306,12 @@ def test_many_classes_show_the_worst(make_result: Make) -> None:
     assert "Of 100 classes, the 40 worst ones" in per_class.note
 
 
-def test_report_writes_one_file_and_is_quick_and_repeatable(tmp_path: Path, comparison: list[Path]) -> None:
-    began = time.perf_counter()
+def test_report_writes_one_file_and_is_repeatable(tmp_path: Path, comparison: list[Path]) -> None:
     out = report(comparison, tmp_path / "deep" / "page.html", title="A title")
-    seconds = [time.perf_counter() - began]
     assert out == tmp_path / "deep" / "page.html" and [p.name for p in out.parent.iterdir()] == ["page.html"]
     first = out.read_bytes()
     assert b"<h1>A title</h1>" in first
-    began = time.perf_counter()
     assert report([str(path) for path in comparison], out, title="A title").read_bytes() == first
-    assert min(*seconds, time.perf_counter() - began) < 3
 
 
 def test_the_page_is_as_agreed(tmp_path: Path, comparison: list[Path]) -> None:

@@ -75,7 +75,7 @@ def test_the_same_net_twice_gains_nothing(make_result: Make) -> None:
 
 def test_losses_are_named(make_result: Make) -> None:
     lead, rest = say(as_run("a", make_result()), as_run("b", make_result(-0.2)))
-    assert "b shows no clear gain anywhere" in lead
+    assert f"b gains nothing clearly, and loses on noise ({MINUS}10.0 points) and transfer ({MINUS}20.0 points)" in lead
     assert rest["Losses"].startswith(f"b loses on noise ({MINUS}10.0 points) and transfer ({MINUS}20.0 points)")
     assert f"b loses at 1/255 ({MINUS}20.0 points)" in rest["Over eps"]
 
@@ -122,8 +122,33 @@ def test_axes_that_were_not_measured_are_not_talked_about(make_result: Make) -> 
 
 
 def test_other_numbers_of_epochs_are_said_beside_the_time(make_result: Make) -> None:
-    runs = as_run("a", make_result(), 2.0, 4), as_run("b", make_result(), 4.0, 8)
+    runs = as_run("a", make_result(), 80.0, 4), as_run("b", make_result(), 160.0, 8)
     assert say(*runs)[1]["Training time"].endswith("The numbers of epochs differ.")
+
+
+def test_short_trainings_are_not_compared_in_time(make_result: Make) -> None:
+    runs = as_run("a", make_result(), 59.0, 4), as_run("b", make_result(), 160.0, 8)
+    assert say(*runs)[1]["Training time"].startswith("These trainings are too short to compare")
+
+
+def test_gains_along_the_noise_curve_are_told_though_the_headline_is_unclear(make_result: Make) -> None:
+    better = make_result()
+    axis = better.axis("noise")
+    far = max(axis.points, key=lambda p: p.level or 0)
+    right = better.outcomes_by_point[f"noise/{far.label}"].copy()
+    right[:] = True
+    axes = tuple(
+        replace(
+            a, points=tuple(point(p.label, right, level=p.level, series=p.series) if p is far else p for p in a.points)
+        )
+        if a is axis
+        else a
+        for a in better.axes
+    )
+    better = replace(better, axes=axes, outcomes_by_point={**better.outcomes_by_point, f"noise/{far.label}": right})
+    _, rest = say(as_run("a", make_result()), as_run("b", better))
+    assert f"b gains at {far.level:g}" in rest["Over sigma"]
+    assert "On noise at sigma" in rest["No clear gain"]
 
 
 def test_other_threats_are_not_called_one(make_result: Make) -> None:

@@ -15,6 +15,7 @@ from hardy.reporting.numbers import ABSENT, duration, join, ratio
 from hardy.reporting.pictures import gallery
 from hardy.reporting.runs import Run, read_runs
 from hardy.reporting.sections import check_lines, checks_summary, definitions, per_class, provenance
+from hardy.reporting.statements import TOO_SHORT
 from hardy.reporting.trust import caution, void
 from hardy.reporting.words import seeds_label, verdict
 from hardy.safefile import write_text
@@ -149,7 +150,7 @@ def _row(row: Sequence[Score], run: Run, base: Run, number: int, anchors: dict[s
     spent, before = run.train_seconds, base.train_seconds
     notes = []
     if spent is not None:
-        if run is not base and before:
+        if run is not base and before and before >= TOO_SHORT:
             notes.append(ratio(spent, before))
         notes.append(f"{len(run.metrics)} epochs")
     return RunRow(

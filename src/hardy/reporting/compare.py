@@ -110,12 +110,23 @@ def topics(runs: Sequence[Run]) -> list[Topic]:
     found = []
     for name in axis_names(runs):
         axes = [axis for run in runs if (axis := find_axis(run.result, name))]
+        if name == "eps_curve" and all(map(_says_white_box_again, runs)):
+            continue
         headline = {point.series for axis in axes for point in axis.points if point.label == axis.headline}
         if not headline or headline - set(GRAY_BOX):
             found.append(Topic(axis=name, title=axis_title(name)))
         if any(point.series in GRAY_BOX for axis in axes for point in axis.points):
             found.append(Topic(axis=name, title="gray-box", gray_box=True))
     return found
+
+
+def _says_white_box_again(run: Run) -> bool:
+    """Say whether the headline of the eps curve is the number of white-box, or there is no curve."""
+    curve, attacked = find_axis(run.result, "eps_curve"), find_axis(run.result, "white_box")
+    if curve is None or attacked is None:
+        return curve is None
+    heads = [next((p for p in axis.points if p.label == axis.headline), None) for axis in (curve, attacked)]
+    return heads[0] is not None and heads[1] is not None and heads[0].accuracy == heads[1].accuracy
 
 
 def scores(runs: Sequence[Run], columns: Sequence[Topic]) -> list[list[Score]]:

@@ -8,7 +8,11 @@ from hardy.reporting.data import Statement
 from hardy.reporting.numbers import gap, join, level, percent, ratio, share
 from hardy.reporting.trust import caution, failed, is_control, subject, void
 
-__all__ = ["statements"]
+__all__ = ["TOO_SHORT", "statements"]
+
+TOO_SHORT = 60.0  # seconds of training below which start-up and other load hide the cost of a method
+
+CURVES = ("noise", "eps_curve")  # where the headline is one level of many
 
 Table = Sequence[Sequence[Score]]
 
@@ -23,7 +27,8 @@ def statements(table: Table) -> tuple[Statement, ...]:
         made = [_control(table), _gray_box(table)]
     else:
         made = [
-            *(_losses(table), _clean(table), _time(table), _small_budgets(table), _gray_box(table)),
+            *(_losses(table), _clean(table), _time(table), _along(table, "eps_curve", "eps")),
+            *(_along(table, "noise", "sigma"), _gray_box(table)),
             *(_nothing(table), _control(table), _unpaired(table)),
         ]
     return tuple(statement for statement in made if statement)
@@ -56,48 +61,51 @@ def _time(table: Table) -> Statement | None:
     before = base.train_seconds
     if not before:
         return None
+    if before < TOO_SHORT:
+        text = "These trainings are too short to compare their times; step times are measured in benchmarks/speed."
+        return Statement(label="Training time", text=text)
     times = [f"{ratio(after, before)} ({row[0].run.name})" for row in table[1:] if (after := row[0].run.train_seconds)]
     epochs = {len(row[0].run.metrics) for row in table if row[0].run.metrics}
-    text = f"It took {join(times)} the time of {base.name}, as measured in these runs."
+    text = f"It took {join(times)} the time of {base.name}: wall time, with whatever else the machine did."
     text += " The numbers of epochs differ." if len(epochs) > 1 else ""
     return Statement(label="Training time", text=text) if times else None
 
 
-def _small_budgets(table: Table) -> Statement | None:
-    """Say at which budgets of the eps curve a run is clearly better or worse than the baseline."""
+def _along(table: Table, name: str, unit: str) -> Statement | None:
+    """Say at which levels of a curve a run is clearly better or worse than the baseline."""
     base = table[0][0].run
-    base_axis = find_axis(base.result, "eps_curve")
+    base_axis = find_axis(base.result, name)
     found = [
         (row[0].run, axis, point)
         for row in table[1:]
-        if (axis := find_axis(row[0].run.result, "eps_curve"))
+        if (axis := find_axis(row[0].run.result, name))
         for point in axis.points
     ]
     made = holm([pair(base, run, axis.name, partner(base_axis, point), point) for run, axis, point in found])
     clear: dict[str, dict[str, list[str]]] = {}
     for (run, axis, point), difference in zip(found, made, strict=True):
         if isinstance(difference, Paired) and difference.verdict in ("gain", "loss"):
-            at = level(point.level, axis.level_name or "eps") or point.label
+            at = level(point.level, axis.level_name or unit) or point.label
             word = "gains" if difference.verdict == "gain" else "loses"
             clear.setdefault(run.name, {}).setdefault(word, []).append(f"{at} ({gap(difference.mean)} points)")
     warnings = {run.name: caution(base.result, run.result, axis.name) for run, axis, _ in found}
     parts = []
-    for name, words in clear.items():
+    for who, words in clear.items():
         told = join([f"{word} at {join(words[word])}" for word in ("gains", "loses") if word in words])
-        parts.append(f"{name} {told}{f', but {warnings[name]}' if warnings[name] else ''}")
+        parts.append(f"{who} {told}{f', but {warnings[who]}' if warnings[who] else ''}")
     attacked = any(
         isinstance(difference, Paired) and subject(axis.name, point) == axis.name
         for (_, axis, point), difference in zip(found, made, strict=True)
     )
-    return _over_eps(parts, {run.name: void(run.result, axis.name) for run, axis, _ in found}) if attacked else None
+    voids = {run.name: void(run.result, axis.name) for run, axis, _ in found}
+    return _over(parts, voids, unit) if attacked else None
 
 
-def _over_eps(parts: list[str], voids: dict[str, str]) -> Statement:
-    text = (
-        f"{'; '.join(parts)}. Elsewhere on the curve nothing is clear." if parts else "No clear difference at any eps."
-    )
+def _over(parts: list[str], voids: dict[str, str], unit: str) -> Statement:
+    nothing = f"No clear difference at any {unit}."
+    text = f"{'; '.join(parts)}. Elsewhere on the curve nothing is clear." if parts else nothing
     text += "".join(f" {name} is {why}." for name, why in voids.items() if why)
-    return Statement(label="Over eps", text=text)
+    return Statement(label=f"Over {unit}", text=text)
 
 
 def _gray_box(table: Table) -> Statement | None:
@@ -131,7 +139,9 @@ def _nothing(table: Table) -> Statement | None:
         if not is_merit(topic) or not rows or all(repeats_white_box(row, score) for row, score in rows):
             continue
         if all(isinstance(s.difference, Paired) and s.difference.verdict != "gain" for _, s in rows):
-            dead.append(topic.title)
+            labels = {score.point.label for _, score in rows if score.point and score.point.level is not None}
+            at = f" at {labels.pop()}" if len(labels) == 1 and topic.axis in CURVES else ""
+            dead.append(topic.title + at)
             gaps |= len(rows) < len(column)
     which = "any run that can be compared" if gaps else "any run"
     return Statement(label="No clear gain", text=f"On {join(dead)}, for {which}.") if dead else None

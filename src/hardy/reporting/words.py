@@ -10,6 +10,7 @@ from hardy.reporting.refusals import same_images
 from hardy.reporting.runs import Run
 from hardy.reporting.statements import statements
 from hardy.reporting.trust import failed, named, warned
+from hardy.results import Point
 
 __all__ = ["seeds_label", "verdict"]
 
@@ -71,13 +72,16 @@ def _alone(row: Sequence[Score]) -> str:
 
 def _gains(table: Sequence[Sequence[Score]]) -> str:
     base = table[0][0].run
-    gains, without, compared = [], [], []
+    gains, without, only_losses, compared = [], [], [], []
     for row in table[1:]:
         if any(isinstance(s.difference, Paired) for s in row):
             compared.append(row[0].run)
         found = claims(row, "gain")
         if found:
             gains.append(f"{row[0].run.name} gains on {join([phrase(base, s) for s in found])}")
+        elif lost := claims(row, "loss"):
+            phrases = join([phrase(base, s) for s in lost])
+            only_losses.append(f"{row[0].run.name} gains nothing clearly, and loses on {phrases}")
         elif any(isinstance(s.difference, Paired) and is_merit(s.topic) for s in row):
             without.append(row[0].run.name)
     if not compared:
@@ -85,6 +89,7 @@ def _gains(table: Sequence[Sequence[Score]]) -> str:
     verified = all(same_images(base.result, run.result) for run in compared)
     images = f"the same {base.result.n} images" if verified else f"{base.result.n} images with equal labels"
     start = f"Compared with {base.name} on {images}, "
+    gains += only_losses
     if not gains and not without:
         return f"{start}no axis of robustness can be judged."
     nothing = f"{join(without)} {'shows' if len(without) == 1 else 'show'} no clear gain anywhere." if without else ""
@@ -132,12 +137,17 @@ def _white_box(table: Sequence[Sequence[Score]]) -> str:
         return f"White-box accuracy is near zero. {against} breaks {whom}: {kept}."
     if best.low <= chance:
         return f"{against} leaves nothing clearly better than guessing ({share(chance)}): {kept}."
-    least = f", the best, {figure}, and the worst {share(min(p.accuracy for p, _ in found))}"
+    least = f", the best, {figure}, and {_worst(found)}"
     text = f"{against} leaves {run.name}{least}." if len(found) > 1 else f"{against} leaves {whom} {figure}."
     codes = warned(run.result, "white_box")
     own = f" of {run.name}" if len(table) > 1 else ""
     care = f"But {named(codes)}{own} warned: read it with care." if codes else "Read the checks before you believe it."
     return f"{text} {care}"
+
+
+def _worst(found: Sequence[tuple[Point, Run]]) -> str:
+    point, run = min(found, key=lambda pair: pair[0].accuracy)
+    return f"{run.name}, the worst, {share(point.accuracy)}"
 
 
 def _sentences(*parts: str) -> str:
