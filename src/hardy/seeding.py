@@ -55,6 +55,8 @@ def uniform(key: Int[Tensor, "n"], counter: int | Int[Tensor, ""], shape: Sequen
     """
     start = _mix(_mix(key) + counter)
     lanes = torch.arange(1, math.prod(shape) + 1, device=key.device)
+    if torch.compiler.is_compiling():  # data, not an index: the compiler's exact integers do not wrap
+        lanes = lanes + (start[:, None] & 0)
     bits = _mix(start[:, None] + lanes * GOLDEN)
     return (_shift(bits, 40).float() * 2.0**-24).reshape(len(key), *shape)
 
