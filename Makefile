@@ -17,10 +17,10 @@ help:
 $(BIN)/python:
 	@$(PYTHON) -c "import sys; sys.exit(sys.version_info < (3, 11) and 'Hardy needs Python 3.11 or newer: make PYTHON=python3.12 ...')"
 	$(PYTHON) -m venv $(VENV)
-	$(BIN)/python -m pip install --quiet --upgrade "pip>=25.1"
 
 $(VENV)/.runtime: $(BIN)/python pyproject.toml
 	@echo "installing Hardy and PyTorch into $(VENV) (a few minutes the first time)"
+	$(BIN)/python -m pip install --quiet --upgrade "pip>=25.1"
 	$(BIN)/python -m pip install --quiet --editable .
 	@touch $@
 

@@ -38,9 +38,9 @@ def test_is_a_value() -> None:
         (Threat("linf", 8 / 255), "linf 8/255"),
         (Threat("linf", 1 / 255), "linf 1/255"),
         (Threat("linf", 0.03), "linf 0.03"),
-        (Threat("linf", 0.5 / 255), "linf 0.00196078"),
+        (Threat("linf", 0.5 / 255), "linf 0.001961"),
         (Threat("l2", 0.5), "l2 0.5"),
-        (Threat("l2", 128 / 255), "l2 0.501961"),
+        (Threat("l2", 128 / 255), "l2 0.502"),
     ],
 )
 def test_reads_well(threat: Threat, text: str) -> None:

@@ -42,7 +42,7 @@ class Threat:
         levels = self.eps * 255
         if self.norm == "linf" and levels < 33 and math.isclose(levels, round(levels), rel_tol=1e-6):
             return f"{self.norm} {round(levels)}/255"
-        return f"{self.norm} {self.eps:g}"
+        return f"{self.norm} {self.eps:.4g}"
 
 
 PRESETS = {  # as RobustBench names them

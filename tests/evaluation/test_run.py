@@ -212,8 +212,8 @@ def test_several_transfer_budgets_make_several_points(net: nn.Module, trained: T
     budget = Budget(transfer_steps=3, transfer_eps=(0.05, 0.2))
     got = evaluate(net, x, y, threat=THREAT, axes=["transfer"], sources=[trained(1)], budget=budget)
     accuracy = {p.label: p.accuracy for p in got.axis("transfer").points}
-    assert list(accuracy) == ["source 0", "source 0, eps 0.05", "source 0, eps 0.2"]
-    assert accuracy["source 0, eps 0.2"] < accuracy["source 0"] <= accuracy["source 0, eps 0.05"]
+    assert list(accuracy) == ["source 0", "source 0, linf 0.05", "source 0, linf 0.2"]
+    assert accuracy["source 0, linf 0.2"] < accuracy["source 0"] <= accuracy["source 0, linf 0.05"]
 
 
 def test_l2_has_all_axes_too(net: nn.Module, x: Tensor, y: Tensor) -> None:

@@ -10,6 +10,7 @@ from hardy.attacks import PGD
 from hardy.evaluation.context import Context, Measured, NotMeasured, Source, record
 from hardy.evaluation.fingerprint import weights_digest
 from hardy.results import Axis, Point
+from hardy.threats import Threat
 
 __all__ = ["measure"]
 
@@ -25,7 +26,7 @@ def measure(context: Context) -> Measured | NotMeasured:
     points = []
     for eps in (context.threat.eps, *(e for e in context.budget.transfer_eps if e != context.threat.eps)):
         for source in context.sources:
-            label = source.name if eps == context.threat.eps else f"{source.name}, eps {eps:g}"
+            label = source.name if eps == context.threat.eps else f"{source.name}, {Threat(context.threat.norm, eps)}"
             made, outcomes[label] = _one(context, source, eps, label, weights[source.name])
             points.append(made)
     axis = Axis(
