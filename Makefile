@@ -20,11 +20,11 @@ $(BIN)/python:
 
 $(VENV)/.runtime: $(BIN)/python pyproject.toml
 	@echo "installing Hardy and PyTorch into $(VENV) (a few minutes the first time)"
-	$(BIN)/python -m pip install --quiet --upgrade "pip>=25.1"
 	$(BIN)/python -m pip install --quiet --editable .
 	@touch $@
 
 $(VENV)/.dev: $(VENV)/.runtime
+	$(BIN)/python -m pip install --quiet --upgrade "pip>=25.1"  # knows --group
 	$(BIN)/python -m pip install --quiet --group dev
 	@touch $@
 
