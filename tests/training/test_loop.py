@@ -283,4 +283,9 @@ def test_mistakes_are_found_before_the_first_step(tmp_path: Path) -> None:
         train(model, data.limit(1), out=tmp_path / "a")
     with pytest.raises(ConfigError, match=r"cannot read"):
         train(tmp_path / "none.toml", out=tmp_path / "a")
+    for parameter in model.parameters():
+        parameter.requires_grad_(False)
+    with pytest.raises(ParameterError, match=r"must have parameters that require gradients"):
+        train(model, data, methods=[LocalFeatureMasking()], out=tmp_path / "a")
+    assert surgery.attachments(model) == []
     assert not (tmp_path / "a").exists()

@@ -26,7 +26,7 @@ RUN_FORMAT = 1
 
 @dataclass(frozen=True)
 class Progress:
-    """How far a training is; what ``on_progress`` gets after every step.
+    """How far a training is; what ``on_progress`` gets.
 
     Attributes:
         epoch: Current epoch, from 1.

@@ -28,6 +28,7 @@ __all__ = ["Run", "train"]
 
 log = logging.getLogger(__name__)
 OnProgress = Callable[[Progress], None]
+TELL_EVERY = 20  # steps between reports of progress on a GPU, where reading a loss waits for the device
 
 
 @dataclass(frozen=True)
@@ -86,7 +87,7 @@ def train(
         device: "auto", "cpu", "cuda".
         resume: Go on with the run in ``out`` from its last whole epoch; the weights come out as if never stopped.
         overrides: ``key.sub=value`` texts, with a TOML file.
-        on_progress: Called after every step.
+        on_progress: Called after every step; on a GPU after every 20th, and at the end of an epoch.
 
     Raises:
         ConfigError: the recipe is wrong.
@@ -175,16 +176,20 @@ class _Job:
         self.attached = surgery.attach(
             model, methods, example=data.subset(torch.tensor([0])).images().to(device_), seed=recipe.seed
         )
-        self.objective = Objective(model, self.attached, seed=recipe.seed)
-        self.optimizer = make_optimizer(model, t)
-        self.batches = Batches(
-            data,
-            batch_size=min(t.batch_size, len(data)),
-            seed=recipe.seed,
-            augment=recipe.data.augment,
-            device=device_,
-            channels_last=t.channels_last,
-        )
+        try:
+            self.objective = Objective(model, self.attached, seed=recipe.seed)
+            self.optimizer = make_optimizer(model, t)
+            self.batches = Batches(
+                data,
+                batch_size=min(t.batch_size, len(data)),
+                seed=recipe.seed,
+                augment=recipe.data.augment,
+                device=device_,
+                channels_last=t.channels_last,
+            )
+        except BaseException:
+            self.attached.detach()
+            raise
         self.val_data = val_data
         self.average = Average(model, t.ema) if t.ema is not None else None
         self.best: dict[str, Tensor] | None = None
@@ -240,7 +245,7 @@ class _Job:
             right += (logits.argmax(1) == y).sum()
             seen += len(x)
             self.step += 1
-            if self.step % per_epoch:
+            if self.step % per_epoch and (self.device == "cpu" or self.step % TELL_EVERY == 0):
                 self._tell(epoch, losses, None)
         watch.check()
         watch.check_weights(self.step - 1)
