@@ -118,7 +118,7 @@ def table(results: dict[str, list[Result]]) -> dict[str, Any]:
                 if _has(rs, axis.name, point.label)
             }
             row: dict[str, Any] = {arm: {"per_seed": v, **interval(v)} for arm, v in values.items()}
-            for arm in values.keys() - {"plain"}:
+            for arm in [arm for arm in values if arm != "plain"]:
                 row[f"{arm} - plain"] = interval([a - b for a, b in zip(values[arm], values["plain"], strict=True)])
             out[f"{axis.name}/{point.label}"] = row
     return out
