@@ -27,6 +27,7 @@ import torch
 from scipy import stats
 
 import hardy
+from hardy import io
 from hardy.data import load_data
 from hardy.evaluation import Budget
 from hardy.results import Result
@@ -90,6 +91,7 @@ def measure(arm: str, seed: int, args: argparse.Namespace) -> Result:
         model_name=f"{arm}-seed{seed}",
         data_name=f"cifar10 held-out, {len(images)} images",
         class_names=images.class_names,
+        methods=io.read(path.parent / "model.safetensors").trained_with,
         command="python benchmarks/quality/cifar10_small.py --data DIR",
     )
     result.save(path)

@@ -102,7 +102,7 @@ def test_other_images_under_the_same_labels_are_refused(make_result: Make) -> No
     other = with_array(make_result(0.2), "images", np.arange(16, dtype=np.uint8))
     page = read(make_result(), other)
     assert all(cell.note == "not compared: other images" for cell in page.rows[1].cells)
-    assert page.lead.startswith("Nothing here can be compared with a image by image")
+    assert "Nothing here can be compared with a image by image" in page.lead
 
 
 @pytest.mark.parametrize("strange", [None, np.zeros(0, np.uint8), np.zeros(16)])
@@ -111,7 +111,7 @@ def test_images_that_cannot_be_matched_are_not_called_the_same(make_result: Make
     assert not same_images(base, old) and not same_images(old, old) and same_images(base, make_result(0.2))
     for results in ((base, old), (old, base), (old, old)):
         lead = read(*results).lead
-        assert lead.startswith("Compared with a on 360 images with equal labels, ") and "the same" not in lead
+        assert "Compared with a on 360 images with equal labels, " in lead and "the same" not in lead
     three = collect([Run(name=f"{i}", path=Path(f"{i}"), result=r) for i, r in enumerate((base, make_result(), old))])
     assert "on 360 images with equal labels" in three.lead  # one that cannot be matched is enough
-    assert read(base, make_result(0.2)).lead.startswith("Compared with a on the same 360 images, ")
+    assert "Compared with a on the same 360 images, " in read(base, make_result(0.2)).lead

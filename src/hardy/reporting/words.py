@@ -15,6 +15,7 @@ from hardy.results import Point
 __all__ = ["seeds_label", "verdict"]
 
 NEAR_ZERO = 0.05  # an accuracy that no one would call robust
+NOTHING_LEFT = "White-box accuracy is near zero."
 FEW_CLASSES = 0.1  # chance above which worse than guessing is not near zero
 
 
@@ -28,7 +29,9 @@ def verdict(table: Sequence[Sequence[Score]]) -> tuple[str, tuple[Statement, ...
         return "None of these results holds a measurement.", ()
     if len(table) == 1:
         return _alone(table[0]), statements(table)
-    return _sentences(_gains(table), *map(_void, table), _white_box(table)), statements(table)
+    known, gains, voids = _white_box(table), _gains(table), [*map(_void, table)]
+    first = known.startswith(NOTHING_LEFT)  # what undoes the rest is said before it
+    return _sentences(*([known, gains, *voids] if first else [gains, *voids, known])), statements(table)
 
 
 def seeds_label(runs: Sequence[Run]) -> str:
@@ -134,7 +137,7 @@ def _white_box(table: Sequence[Sequence[Score]]) -> str:
     whom = others if len(found) > 1 else run.name if len(measured) > 1 else "it"
     kept = f"the best, {run.name}, keeps {figure}" if len(found) > 1 else f"it keeps {figure}"
     if best.accuracy < max(NEAR_ZERO, min(chance, FEW_CLASSES)):
-        return f"White-box accuracy is near zero. {against} breaks {whom}: {kept}."
+        return f"{NOTHING_LEFT} {against} breaks {whom}: {kept}."
     if best.low <= chance:
         return f"{against} leaves nothing clearly better than guessing ({share(chance)}): {kept}."
     least = f", the best, {figure}, and {_worst(found)}"
