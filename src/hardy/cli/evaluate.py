@@ -43,7 +43,8 @@ def command(
     limit: Limit = None,
     size: Size = None,
     axes: Annotated[
-        str | None, typer.Option("--axes", help="Of clean, noise, white_box, eps_curve, transfer, texture; default all.")
+        str | None,
+        typer.Option("--axes", help="Of clean, noise, white_box, eps_curve, transfer, texture; default all."),
     ] = None,
     eps: Annotated[
         str | None, typer.Option("--eps", help="Budget, as 8/255 or 0.03; default the recipe's, or 8/255.")
