@@ -81,15 +81,15 @@ class Insert(nn.Module):
         self.input_shape: tuple[int, int, int] | None = None
         self.taps = nn.ModuleList()
 
-    def inputs(self, x: Tensor, y: Tensor, key: Tensor) -> tuple[Tensor, Tensor]:  # noqa: ARG002
+    def inputs(self, x: Tensor, y: Tensor, key: Tensor) -> tuple[Tensor, Tensor]:  # noqa: ARG002  (the contract)
         """Change a training batch before the net sees it. ``key`` is this method's own, one per row."""
         return x, y
 
-    def task(self, logits: Tensor, y: Tensor) -> Tensor | None:  # noqa: ARG002
+    def task(self, logits: Tensor, y: Tensor) -> Tensor | None:  # noqa: ARG002  (the contract)
         """Replace the cross-entropy: per-row losses (n,); None leaves it to others."""
         return None
 
-    def terms(self, context: Context) -> dict[str, Tensor]:  # noqa: ARG002
+    def terms(self, context: Context) -> dict[str, Tensor]:  # noqa: ARG002  (the contract)
         """Add named, weighted, scalar loss terms."""
         return {}
 

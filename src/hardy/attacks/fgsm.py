@@ -78,7 +78,7 @@ class FGSM:
     def tell(
         self,
         state: FGSMState,
-        logits: Float[Tensor, "n k"],  # noqa: ARG002
+        logits: Float[Tensor, "n k"],  # noqa: ARG002  (the contract)
         gradient: Float[Tensor, "n c h w"] | None,
     ) -> FGSMState:
         """Step to the border of the ball, then clamp to the box."""

@@ -85,7 +85,7 @@ class Noise:
         self,
         state: NoiseState,
         logits: Float[Tensor, "n k"],
-        gradient: Float[Tensor, "n c h w"] | None,  # noqa: ARG002
+        gradient: Float[Tensor, "n c h w"] | None,  # noqa: ARG002  (the contract)
     ) -> NoiseState:
         """Keep the point if it is the worst so far."""
         margin = state.goal.margin(logits)

@@ -104,7 +104,7 @@ class PGD:
     def tell(
         self,
         state: PGDState,
-        logits: Float[Tensor, "n k"],  # noqa: ARG002
+        logits: Float[Tensor, "n k"],  # noqa: ARG002  (the contract)
         gradient: Float[Tensor, "n c h w"] | None,
     ) -> PGDState:
         """Take a step and project."""

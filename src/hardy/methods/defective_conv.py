@@ -91,7 +91,7 @@ class DefectiveConv:
     """Defective convolution as a method.
 
     Attributes:
-        keep: Share of the neurons that stay, in [0, 1] (the paper's p; it studies 0.1 to 0.7).
+        keep: Share of the neurons that stay, in [0, 1] (the paper's p; its predecessor reports 0.05 to 0.7).
         sites: Stage names (see the card) or modules; "bottom" is the paper's placement that helps.
     """
 

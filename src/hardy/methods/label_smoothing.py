@@ -64,6 +64,6 @@ class LabelSmoothing:
     def __post_init__(self) -> None:
         in_range("LabelSmoothing", "smoothing", self.smoothing, 0, 1)
 
-    def attach(self, model: nn.Module, *, example: Tensor, seed: int) -> surgery.Attachment:  # noqa: ARG002
+    def attach(self, model: nn.Module, *, example: Tensor, seed: int) -> surgery.Attachment:
         """Define the task loss of ``Objective``; changes no layer."""
         return surgery.insert(model, LabelSmoothingInsert(self, seed=seed), method=CARD.name)

@@ -74,7 +74,7 @@ class RandomErasingInsert(surgery.Insert):
 
 @dataclass(frozen=True, kw_only=True)
 class RandomErasing:
-    """Random erasing as a method; the defaults are those of section 3.2 of the paper for re-ID and CIFAR.
+    """Random erasing as a method; the defaults are those of the re-ID code that grew around it.
 
     Attributes:
         p: Probability that an image gets a box, in [0, 1].
@@ -99,6 +99,6 @@ class RandomErasing:
         if self.fill != "uniform":
             in_range("RandomErasing", "fill", self.fill, 0, 1)
 
-    def attach(self, model: nn.Module, *, example: Tensor, seed: int) -> surgery.Attachment:  # noqa: ARG002
+    def attach(self, model: nn.Module, *, example: Tensor, seed: int) -> surgery.Attachment:
         """Erase in the batches that ``Objective`` gives to the model; changes no layer."""
         return surgery.insert(model, RandomErasingInsert(self, seed=seed), method=CARD.name)

@@ -1,7 +1,7 @@
 """SpatialDropout: drop whole channels of a feature map, during training.
 
 Tompson, Goroshin, Jain, LeCun, Bregler. "Efficient object localization using convolutional networks". CVPR 2015,
-https://arxiv.org/abs/1411.4280 (section 3.2). torch calls it ``Dropout2d``.
+https://arxiv.org/abs/1411.4280. torch calls it ``Dropout2d``.
 """
 
 from dataclasses import dataclass
