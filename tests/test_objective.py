@@ -233,6 +233,19 @@ class TestTerms:
         spy.seen.clear()  # holds tensors of the graph, which cannot be copied
         assert not any("_hardy" in name for name, _ in strip(net).named_parameters())
 
+    def test_a_term_may_run_the_net_again_with_the_same_draws(self, net: Net, x: Tensor, y: Tensor) -> None:
+        class Consistency(Insert):
+            def terms(self, context: Context) -> dict[str, Tensor]:
+                same, other = context.forward(context.x), context.forward(context.x.flip(-1))
+                return {"same": (same - context.logits).abs().max(), "other": (other - context.logits).pow(2).mean()}
+
+        attach(net, [SpatialDropout(p=0.5, sites=("norm1",))], example=x, seed=0)
+        insert(net, Consistency(None, seed=0), method="consistency")
+        _, losses = Objective(net)(x, y)
+        assert losses["same"] == 0 and losses["other"] > 0
+        losses["other"].backward()
+        assert net.conv1.weight.grad is not None and net.conv1.weight.grad.any()
+
     def test_around_step_runs_the_closure_as_often_as_it_needs(self, net: Net, x: Tensor, y: Tensor) -> None:
         spy = Spy()
         insert(net, spy, method="spy")

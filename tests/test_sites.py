@@ -85,3 +85,23 @@ def test_a_wrapped_part_is_refused_as_the_whole_is() -> None:
     with pytest.raises(AttachError, match=r"DataParallel: attach and detach need the plain model. Use `.module`"):
         resolve(nn.DataParallel(Inner()), ["*"])
     check_plain(Inner())
+
+
+@pytest.mark.parametrize(
+    ("sites", "want"),
+    [
+        (["layer2@input"], {"layer2@input": ()}),
+        (["layer?.0@input#1"], {"layer1.0@input": (1,), "layer2.0@input": (1,)}),
+        (["fc", "fc@input"], {"fc@input": (), "fc": ()}),  # what enters comes first
+    ],
+)
+def test_what_enters_a_module_is_a_site_as_well(sites: list[str], want: dict[str, tuple[int, ...]]) -> None:
+    found = resolve(Inner(), sites)
+    assert found == want and list(found) == list(want)
+    assert list(resolve(Outer(), sites)) == [f"net.{name}" for name in want]
+
+
+@pytest.mark.parametrize("site", ["fc@output", "fc@", "fc@inputs", "fc@input@input"])
+def test_behind_the_at_sign_only_input_is_possible(site: str) -> None:
+    with pytest.raises(CallError, match="only 'input' is possible, as in 'fc@input'"):
+        resolve(Inner(), [site])

@@ -748,7 +748,7 @@ def test_a_site_must_return_a_tensor(x: Tensor) -> None:
             return y
 
     outer = Outer()
-    with capture(outer, ["pair"]), pytest.raises(AttachError, match=r"pair: a site must return a tensor; got tuple"):
+    with capture(outer, ["pair"]), pytest.raises(AttachError, match=r"pair: a site must be one tensor; got tuple"):
         outer(x)
 
 
@@ -766,3 +766,57 @@ def test_a_keyed_layer_by_hand_needs_no_surgery() -> None:
     first, second = layer.row_keys(x), layer.row_keys(x)
     assert first.shape == (3,) and len({*first.tolist(), *second.tolist()}) == 6
     assert int(layer.step) == 2 and list(layer.state_dict()) == []
+
+
+class TestInputs:
+    def test_a_layer_changes_what_enters_the_module_and_its_shortcut(self, net: Net, x: Tensor) -> None:
+        net.eval()
+        want, plain = net(2 * x), net(x)
+        with scale(net, x, "block@input") as attachment:
+            assert attachment.sites == ("block@input",)
+            torch.testing.assert_close(net(x), want)
+        assert torch.equal(net(x), plain)
+
+    def test_capture_gives_what_entered_not_what_became_of_it(self, net: Net, x: Tensor) -> None:
+        net.eval()
+        with capture(net, ["block.relu@input", "block.bn2", "block.relu"]) as seen:
+            net(x)
+        assert list(seen) == ["block.relu@input#0", "block.relu#0", "block.bn2#0", "block.relu@input#1", "block.relu#1"]
+        torch.testing.assert_close(seen["block.relu@input#1"], seen["block.bn2#0"] + x)
+        torch.testing.assert_close(seen["block.relu#1"], seen["block.relu@input#1"].relu())
+
+    def test_a_call_number_chooses_one_call(self, net: Net, x: Tensor) -> None:
+        net.eval()
+        with capture(net, ["block.bn1", "block.conv2@input"]) as seen:
+            net(x)
+            first = seen["block.conv2@input"]
+            with scale(net, x, "block.relu@input#0", value=-1.0):
+                net(x)
+            torch.testing.assert_close(seen["block.conv2@input"], (-seen["block.bn1"]).relu())
+        assert not torch.equal(first, seen["block.conv2@input"])
+
+    def test_gradients_run_through_what_was_captured(self, net: Net, x: Tensor) -> None:
+        with capture(net, ["fc@input"], detach=False) as seen:
+            out = net(x)
+        (gradient,) = torch.autograd.grad(out[:, 0].sum(), seen["fc@input"])
+        torch.testing.assert_close(gradient, net.fc.weight[0].expand(4, 3))
+
+    def test_a_copy_keeps_them(self, net: Net, x: Tensor) -> None:
+        net.eval()
+        with scale(net, x, "fc@input"):
+            twin, want = copy.deepcopy(net), net(x)
+        assert not torch.equal(net(x), want) and torch.equal(twin(x), want)
+
+    def test_a_module_called_by_keywords_has_no_such_site(self, x: Tensor) -> None:
+        class Outer(nn.Module):
+            def __init__(self) -> None:
+                super().__init__()
+                self.conv = nn.Conv2d(3, 2, 3)
+
+            def forward(self, x: Tensor) -> Tensor:
+                y: Tensor = self.conv(input=x)
+                return y
+
+        outer = Outer()
+        with capture(outer, ["conv@input"]), pytest.raises(AttachError, match="conv@input: the module must get its"):
+            outer(x)

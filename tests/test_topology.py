@@ -1,6 +1,7 @@
 """Stages of nets that people use, read off one forward pass."""
 
 import copy
+from typing import Literal
 
 import pytest
 import timm
@@ -10,9 +11,10 @@ from torch import Tensor, nn
 
 from hardy.errors import AttachError, LayerNotFoundError, ShapeError
 from hardy.methods import DefectiveConv
-from hardy.methods._places import after_norm, early
+from hardy.methods._places import after_norm, early, outputs
 from hardy.models.cifar_resnet import cifar_resnet18, cifar_resnet_6n2
-from hardy.topology import Stage, first_conv, is_stage, pick, stages
+from hardy.surgery import Insert, after, capture
+from hardy.topology import Stage, classifier_input, first_conv, is_stage, pick, residual_branches, stages
 
 
 def images(size: int) -> Tensor:
@@ -284,3 +286,209 @@ class TestRefusals:
     def test_a_compiled_net(self) -> None:
         with pytest.raises(AttachError, match="OptimizedModule"):
             stages(torch.compile(nn.Conv2d(3, 3, 1), backend="eager"), images(8))  # type: ignore[arg-type]
+
+
+class Parallel(nn.Module):
+    """Two branches that read the same input, as in RepVGG."""
+
+    def __init__(self, inputs: int, outputs: int) -> None:
+        super().__init__()
+        self.narrow, self.bn1 = nn.Conv2d(inputs, outputs, 1, 2), nn.BatchNorm2d(outputs)
+        self.wide, self.bn2 = nn.Conv2d(inputs, outputs, 3, 2, 1), nn.BatchNorm2d(outputs)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return torch.relu(self.bn1(self.narrow(x)) + self.bn2(self.wide(x)))
+
+
+class Mixed(nn.Module):
+    """Channels made by several kernels under one norm, as in MixNet; an activation called twice."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv, self.act = nn.Conv2d(3, 4, 3, padding=1), nn.SiLU(inplace=True)
+        self.parts = nn.ModuleList([nn.Conv2d(4, 2, 3, 2, 1), nn.Conv2d(4, 2, 5, 2, 2)])
+        self.bn, self.fc = nn.BatchNorm2d(4), nn.Linear(4, 2)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.act(self.conv(x))
+        x = self.act(self.bn(torch.cat([part(x) for part in self.parts], 1)))
+        out: Tensor = self.fc(x.mean((2, 3)))
+        return out
+
+
+class TestPlaces:
+    def test_parallel_branches_on_the_image_are_the_stem_the_widest_first(self) -> None:
+        net = nn.Sequential(Parallel(3, 4), Parallel(4, 4), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(4, 2))
+        found = stages(net, images(16))
+        assert [conv_names(s) for s in found] == [["0.wide", "0.narrow"], ["1.narrow", "1.wide"]]
+        assert first_conv(found) == "0.wide"
+
+    def test_one_norm_may_serve_several_convolutions(self) -> None:
+        stem, stage = stages(Mixed(), images(16))
+        assert (stem.convs[0].norm, stem.convs[0].act) == (None, "act#0")
+        assert [(c.norm, c.act) for c in stage.convs] == [("bn", "act#1")] * 2
+        assert outputs(Mixed(), images(16), ("stage1",), position="post_norm") == (("bn",), ())
+
+    def test_activations_are_found_where_nothing_comes_between(self) -> None:
+        stem, stage = stages(torchvision.models.resnet18(), images(64))[:2]
+        assert (stem.convs[0].act, stage.convs[0].act) == ("relu", "layer1.0.relu#0")
+        assert [c.act for c in stage.convs] == ["layer1.0.relu#0", None, "layer1.1.relu#0", None]
+        (stem, *_) = stages(timm.create_model("regnetx_002"), images(32))
+        assert (stem.convs[0].norm, stem.convs[0].act) == ("stem.bn.drop", "stem.bn")
+
+    def test_a_block_named_norm_free_is_no_norm(self) -> None:
+        (stem, *_) = stages(timm.create_model("nf_regnet_b0"), images(32))
+        assert stem.convs[0].norm is None
+
+    def test_positions(self) -> None:
+        net, x = torchvision.models.resnet18(), images(64)
+        assert outputs(net, x, ("stem",), position="post_conv") == (("conv1",), ())
+        assert outputs(net, x, ("stem",), position="post_activation") == (("relu",), ())
+        sites, (note,) = outputs(net, x, ("stage1", "fc"), position="post_activation")
+        assert sites == ("layer1.0.relu#0", "layer1.0.bn2", "layer1.1.relu#0", "layer1.1.bn2", "fc")
+        assert (
+            note
+            == "after the norm, as no activation module takes its output: layer1.0.conv2, layer1.1.conv2 (2 in all)"
+        )
+        net = torchvision.models.vgg11()
+        assert outputs(net, x, ("stem",), position="post_activation") == (("features.1",), ())
+        assert outputs(net, x, ("stem",), position="post_norm")[1] == (
+            "after the convolution itself, as no norm takes its output: features.0 (1 in all)",
+        )
+
+    @pytest.mark.parametrize(
+        ("name", "want"),
+        [
+            ("resnet50", ["conv1", "layer1", "layer2", "layer3", "layer4"]),  # conv2, not the block, changes the size
+            ("densenet121", ["features.conv0", *(f"features.denseblock{i}" for i in (1, 2, 3, 4))]),
+            ("mobilenet_v2", ["features.0.0", *(f"features.{i}" for i in (1, 2, 4, 7, 14))]),
+            ("vgg11_bn", [f"features.{i}" for i in (0, 4, 8, 15, 22)]),
+        ],
+    )
+    def test_the_entry_of_a_stage_is_the_outermost_module_that_brings_it(self, name: str, want: list[str]) -> None:
+        found = stages(torchvision.models.get_model(name), images(64))
+        assert [s.entry for s in found] == [f"{module}@input" for module in want]
+
+    def test_the_entry_carries_all_that_the_stage_sees(self) -> None:
+        net, x = torchvision.models.resnet50(num_classes=3).eval(), images(64)
+        entry = stages(net, x)[2].entry
+        with after(net, [entry], lambda _, __: Zero(), method="zero", example=x, held=Insert(None, seed=0)):
+            with capture(net, ["layer2.0.conv1@input", "layer2.0.downsample@input"]) as seen:
+                net(x)
+            assert all(not value.any() for value in seen.values()) and len(seen) == 2
+
+    def test_sites_before_a_stage_and_behind_the_pooling(self) -> None:
+        net, x = torchvision.models.resnet18(), images(64)
+        assert early(net, x, ("before_stage1", "pooled", "stem")) == ("layer1@input", "fc@input", "conv1")
+        with pytest.raises(LayerNotFoundError, match="no stage 'stage7'"):
+            early(net, x, ("before_stage7",))
+
+    def test_fully_connected_layers_written_as_convolutions_are_the_head(self) -> None:
+        found = stages(timm.create_model("vgg11"), images(64))
+        assert [s.stride for s in found] == [1, 2, 4, 8, 16]
+
+    def test_attention_at_a_coarser_size_is_no_stage(self) -> None:
+        assert stages(timm.create_model("ghostnetv2_100"), images(64))[-1].stride == 32
+
+
+class Zero(nn.Module):
+    def forward(self, x: Tensor) -> Tensor:
+        return torch.zeros_like(x)
+
+
+class TestClassifier:
+    @pytest.mark.parametrize(
+        ("name", "want", "shape"),
+        [
+            ("resnet18", "fc@input", (1, 512)),
+            ("densenet121", "classifier@input", (1, 1024)),  # pooled by a function, not by a module
+            ("vgg11", "classifier.6@input", (1, 4096)),
+            ("squeezenet1_1", "classifier.1@input", (1, 512, 3, 3)),
+        ],
+    )
+    def test_of_torchvision(self, name: str, want: str, shape: tuple[int, ...]) -> None:
+        net, x = torchvision.models.get_model(name, num_classes=7).eval(), images(64)
+        assert classifier_input(net, x) == want
+        with capture(net, [want]) as seen:
+            net(x)
+        assert seen[want].shape == shape
+
+    def test_a_convolution_may_be_the_classifier(self) -> None:
+        net = nn.Sequential(nn.Conv2d(3, 4, 3), nn.ReLU(), nn.AdaptiveAvgPool2d(1), nn.Conv2d(4, 5, 1), nn.Flatten())
+        assert classifier_input(net, images(16)) == "3@input"
+
+    def test_a_net_without_one_says_so(self) -> None:
+        net = nn.Sequential(nn.Conv2d(3, 4, 3), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Softmax(1))
+        assert classifier_input(net, images(16)) == "0@input"  # four channels, four logits
+        net = nn.Sequential(nn.Conv2d(3, 4, 3), nn.Flatten())
+        with pytest.raises(LayerNotFoundError, match="no linear layer that makes its 784 logits"):
+            classifier_input(net, images(16))
+
+
+class Fork(nn.Module):
+    """Adds a part split off to what was made of the other part, as Res2Net does; that is no shortcut."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv1, self.conv2, self.conv3 = nn.Conv2d(3, 4, 1), nn.Conv2d(2, 2, 1), nn.Conv2d(2, 2, 1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        a, b = self.conv1(x).chunk(2, 1)
+        return (self.conv3(self.conv2(a) + b)).mean((2, 3))
+
+
+class Scaled(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv, self.gamma = nn.Conv2d(3, 3, 1), nn.Parameter(torch.ones(3, 1, 1))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return (0.5 * (self.conv(x) * self.gamma) + x).mean((2, 3))
+
+
+class TestResidual:
+    @pytest.mark.parametrize(
+        ("name", "count", "first", "last"),
+        [
+            ("resnet18", 8, "layer1.0.bn2", "layer4.1.bn2"),
+            ("seresnet50", 16, "layer1.0.se", "layer4.2.se"),
+            ("res2net50_26w_4s", 16, "layer1.0.bn3", "layer4.2.bn3"),
+            ("efficientnet_b0", 9, "blocks.1.1.drop_path", "blocks.5.3.drop_path"),
+            ("convnext_atto", 12, "stages.0.blocks.0.drop_path", "stages.3.blocks.1.drop_path"),
+            ("resnetv2_50", 16, "stages.0.blocks.0.drop_path", "stages.3.blocks.2.drop_path"),
+        ],
+    )
+    def test_of_timm(self, name: str, count: int, first: str, last: str) -> None:
+        found = residual_branches(timm.create_model(name), images(64))
+        assert (len(found), found[0], found[-1]) == (count, first, last)
+
+    @pytest.mark.parametrize("name", ["densenet121", "vgg11_bn", "googlenet"])
+    def test_nets_without_shortcuts_have_none(self, name: str) -> None:
+        assert residual_branches(timm.create_model(name.replace("googlenet", "inception_v3")), images(96)) == ()
+
+    @pytest.mark.parametrize("shortcut", ["pad", "projection"])
+    def test_shortcuts_that_change_the_shape(self, shortcut: Literal["pad", "projection"]) -> None:
+        net = cifar_resnet_6n2(8, num_classes=3, in_channels=3, width=4, shortcut=shortcut)
+        assert residual_branches(net, images(16)) == tuple(f"layer{i}.0.bn2" for i in (1, 2, 3))
+
+    def test_a_part_split_off_is_no_shortcut(self) -> None:
+        assert residual_branches(Fork(), images(8)) == ()
+
+    def test_a_scaled_branch_is_found_at_its_module(self) -> None:
+        assert residual_branches(Scaled(), images(8)) == ("conv",)
+
+    @pytest.mark.parametrize("name", ["resnet18", "efficientnet_b0", "convnext_atto"])
+    def test_without_its_branches_a_net_is_its_shortcuts(self, name: str) -> None:
+        net, x = timm.create_model(name, num_classes=3).eval(), images(64)
+        sites = residual_branches(net, x)
+        blocks = [site.rpartition(".")[0] for site in sites]
+        held = Insert(None, seed=0)
+        with (
+            after(net, sites, lambda _, __: Zero(), method="zero", example=x, held=held),
+            capture(net, [f"{b}@input" for b in blocks] + blocks) as seen,
+        ):
+            net(x)
+        for block in blocks:
+            if getattr(net.get_submodule(block), "downsample", None) is None:
+                want = seen[f"{block}@input"]
+                assert torch.equal(seen[block], want.relu() if name == "resnet18" else want)

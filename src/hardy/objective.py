@@ -89,10 +89,16 @@ class Objective(nn.Module):
             )
         losses = {"task": self._task(logits, y).mean()}
         if self.training:
-            context = Context(x=x, y=y, logits=logits, key=key)
+            context = Context(x=x, y=y, logits=logits, key=key, forward=lambda images: self._again(images, key))
             for name, held in self._inserts():
                 losses |= {_free(term, name, losses): value for term, value in held.terms(context).items()}
         return logits, losses
+
+    def _again(self, x: Tensor, key: Tensor) -> Tensor:
+        """Run the model once more; its random layers draw as they did for the first pass."""
+        set_keys(self.model, key)
+        logits: Tensor = self.model(x)
+        return logits
 
     def _task(self, logits: Tensor, y: Tensor) -> Tensor:
         if self.training:

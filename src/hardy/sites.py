@@ -8,9 +8,10 @@ from torch import nn
 
 from hardy.errors import AttachError, CallError, LayerNotFoundError
 
-__all__ = ["BOX", "check_plain", "module_names", "resolve"]
+__all__ = ["BOX", "INPUT", "check_plain", "module_names", "resolve"]
 
 BOX = "_hardy"
+INPUT = "@input"  # behind a module name: its first input instead of its output
 WRAPPERS = {  # class name -> where it holds the plain model; names, because importing the classes is slow
     "OptimizedModule": "_orig_mod",
     "DistributedDataParallel": "module",
@@ -28,12 +29,13 @@ def module_names(model: nn.Module) -> list[str]:
 def resolve(model: nn.Module, sites: Sequence[str]) -> dict[str, tuple[int, ...]]:
     """Map site patterns to module names in model order, each with its call numbers; ``()`` means every call.
 
-    A model that holds the net below a child may name that child in a class attribute ``inner`` (``Classifier`` does);
-    then names relative to it work as well: ``layer1.0.relu#1`` for ``net.layer1.0.relu#1``.
+    A site is the output of a module, or with ``@input`` behind its name what enters it: ``layer2@input#0``. A model
+    that holds the net below a child may name that child in a class attribute ``inner`` (``Classifier`` does); then
+    names relative to it work as well: ``layer1.0.relu#1`` for ``net.layer1.0.relu#1``.
 
     Raises:
         LayerNotFoundError: a pattern matches nothing; the message names the closest modules.
-        CallError: what follows ``#`` is not a number.
+        CallError: what follows ``#`` is not a number, or what follows ``@`` not "input".
         AttachError: the model is compiled or wrapped.
     """
     check_plain(model)
@@ -41,17 +43,22 @@ def resolve(model: nn.Module, sites: Sequence[str]) -> dict[str, tuple[int, ...]
     inner = f"{getattr(model, 'inner', '')}."
     found: dict[str, set[str]] = {}
     for site in sites:
-        pattern, _, call = site.partition("#")
-        if site != pattern and not call.isdecimal():
-            raise CallError(f"{site!r}: a call is a number from 0, as in {pattern + '#0'!r}; got {call!r}.")
+        place, _, call = site.partition("#")
+        if site != place and not call.isdecimal():
+            raise CallError(f"{site!r}: a call is a number from 0, as in {place + '#0'!r}; got {call!r}.")
+        pattern, at, behind = place.partition("@")
+        if at and at + behind != INPUT:
+            raise CallError(f"{site!r}: behind '@' only 'input' is possible, as in {pattern + INPUT!r}.")
+        side = INPUT if at else ""
         matches = [n for n in names if any(fnmatch.fnmatchcase(m, pattern) for m in (n, n.removeprefix(inner)))]
         if not matches:
             near = difflib.get_close_matches(pattern, [*names, *(n.removeprefix(inner) for n in names)], n=3)
             hint = f"closest: {', '.join(near)}" if near else "run `hardy layers MODEL` to list them"
             raise LayerNotFoundError(f"{type(model).__name__} has no layer {site!r} ({hint}).")
         for name in matches:
-            found.setdefault(name, set()).add(call)
-    return {n: () if "" in found[n] else tuple(sorted(map(int, found[n]))) for n in names if n in found}
+            found.setdefault(name + side, set()).add(call)
+    order = [name + side for name in names for side in (INPUT, "")]
+    return {n: () if "" in found[n] else tuple(sorted(map(int, found[n]))) for n in order if n in found}
 
 
 def check_plain(model: nn.Module) -> None:

@@ -1,7 +1,8 @@
 """Attach things to a model, and take them off again without a trace.
 
 A site is a call of a module: ``"layer1.0.relu#1"`` is the second call of that module in one forward pass of the model;
-``"layer1.0.relu"`` is every call of it. Module names are globs (``"layer?.*.relu#0"``).
+``"layer1.0.relu"`` is every call of it; ``"layer1.0@input"`` is what enters it. Module names are globs
+(``"layer?.*.relu#0"``).
 
 What is attached lives in the model as modules below the reserved child ``_hardy``, and every hook is a bound method of
 one of them, so ``deepcopy``, ``pickle``, ``.to()``, optimizers and checkpoints see it. Parameters and buffers of a
@@ -53,12 +54,15 @@ class Context:
         y: Labels (n,), or soft labels (n, num_classes) if a method mixed them.
         logits: Outputs of the net, shape (n, num_classes).
         key: One int64 per row, shape (n,).
+        forward: A further pass of the same net over images like ``x``, row by row with the same keys, so that a random
+            layer masks what it masked in the first pass; gives logits.
     """
 
     x: Tensor
     y: Tensor
     logits: Tensor
     key: Tensor
+    forward: Callable[[Tensor], Tensor]
 
 
 class Insert(nn.Module):

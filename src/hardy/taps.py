@@ -8,6 +8,7 @@ from torch.utils.hooks import RemovableHandle
 
 from hardy import seeding
 from hardy.errors import AttachError, CallError, ShapeError
+from hardy.sites import INPUT
 
 __all__ = ["After", "Box", "Captured", "Keep", "KeyedLayer", "Tap"]
 
@@ -61,6 +62,8 @@ class KeyedLayer(nn.Module):
 class Tap(nn.Module):
     """Counts the calls of one module in each forward pass of the model and gives the chosen outputs to :meth:`act`.
 
+    With ``@input`` behind the name it is given what enters the module instead: its first positional argument.
+
     Outside a forward pass of the whole model (``model.forward_features``, activation checkpointing in backward) the
     count goes round after ``total`` calls.
     """
@@ -73,9 +76,12 @@ class Tap(nn.Module):
 
     def connect(self, model: nn.Module) -> None:
         """Register the hooks."""
+        module = model.get_submodule(self.name.removesuffix(INPUT))
         self.handles = [
             model.register_forward_pre_hook(self.begin),
-            model.get_submodule(self.name).register_forward_hook(self.count_and_act, always_call=True),
+            module.register_forward_pre_hook(self.before)
+            if self.name.endswith(INPUT)
+            else module.register_forward_hook(self.count_and_act, always_call=True),
             model.register_forward_hook(self.end, always_call=True),
         ]
 
@@ -92,25 +98,32 @@ class Tap(nn.Module):
         """End a forward pass of the model, also one that raises."""
         self.count, self.running = 0, False
 
+    def before(self, module: nn.Module, args: tuple[object, ...]) -> tuple[object, ...] | None:
+        """Act on what enters the module if this is a chosen call."""
+        if not args:
+            raise AttachError(f"{self.name}: the module must get its input by position; it is called by keywords only.")
+        new = self.count_and_act(module, (), args[0])
+        return None if new is None else (new, *args[1:])
+
     def count_and_act(self, module: nn.Module, _args: object, y: object) -> Tensor | None:
-        """Act on the output of the module if this is a chosen call."""
+        """Act on ``y`` if this is a chosen call."""
         call = self.count if self.running else self.count % self.total
         self.count += 1
         if y is None or (self.calls and call not in self.calls):  # None: it raised, as checkpointing does to stop early
             return None
         if not isinstance(y, Tensor):
-            raise AttachError(f"{self.name}: a site must return a tensor; got {type(y).__name__}. Use a layer inside.")
+            raise AttachError(f"{self.name}: a site must be one tensor; got {type(y).__name__}. Use a layer inside.")
         if self.training != module.training:  # the mode is the site's
             self.train(module.training)
         return self.act(y, call)
 
     def act(self, y: Tensor, call: int) -> Tensor | None:
-        """Return what replaces ``y``, the output of call number ``call``; None leaves it."""
+        """Return what replaces ``y`` at call number ``call``; None leaves it."""
         raise AttachError(f"{type(self).__name__} does not say what to do with {self.name}#{call} {tuple(y.shape)}.")
 
 
 class After(Tap):
-    """Replaces the output by ``layer(output)``; one layer serves all calls of its module."""
+    """Replaces the tensor by ``layer(tensor)``; one layer serves all calls of its module."""
 
     def __init__(self, name: str, calls: tuple[int, ...], total: int, layer: nn.Module) -> None:
         super().__init__(name, calls, total)

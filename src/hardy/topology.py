@@ -1,4 +1,4 @@
-"""Where in any CNN: the stages of a net, read off one forward pass.
+"""Where in any CNN: the stages of a net, its residual branches and its classifier, read off one forward pass.
 
 A stage is the set of modules between stride changes on the main path. The stem is what precedes the first repeated
 block, else the first convolution. Convolutions that see one pixel because something was pooled (squeeze-and-excitation,
@@ -6,20 +6,23 @@ heads) are side branches and belong to no stage.
 """
 
 import math
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+import re
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 from torch import Tensor, nn
 
 from hardy.errors import LayerNotFoundError, ShapeError
-from hardy.sites import check_plain, module_names
-from hardy.surgery import without_trace
+from hardy.sites import INPUT, module_names
+from hardy.tracing import Call, Trace, trace
 
-__all__ = ["Conv", "Stage", "first_conv", "is_stage", "pick", "stages"]
+__all__ = ["Conv", "Stage", "classifier_input", "first_conv", "is_stage", "pick", "residual_branches", "stages"]
 
 NORMS = (nn.BatchNorm2d, nn.SyncBatchNorm, nn.GroupNorm, nn.LayerNorm, nn.InstanceNorm2d)
 CONTAINERS = (nn.Sequential, nn.ModuleList, nn.ModuleDict)
+ACTIVATIONS = re.compile(r"relu|gelu|celu|selu|silu|mish|swish|sigmoid|tanh|softplus|softsign|^elu$|shrink|act$", re.I)
+SPLITS = {"split", "chunk", "tensor_split", "split_with_sizes", "unbind"}
+SCALINGS = {"mul", "mul_", "__mul__", "__rmul__", "__imul__", "div", "__truediv__", "permute", "contiguous"}
 
 
 @dataclass(frozen=True)
@@ -32,6 +35,8 @@ class Conv:
         channels: Output channels.
         size: Output height and width on the example.
         norm: Site of its normalised, not yet activated output; None when no norm takes its output.
+        act: Site of its activated output; None when no activation module takes its normalised output (its own without
+            a norm), as where a shortcut is added first.
     """
 
     name: str
@@ -39,6 +44,7 @@ class Conv:
     channels: int
     size: tuple[int, int]
     norm: str | None
+    act: str | None
 
 
 @dataclass(frozen=True)
@@ -49,6 +55,7 @@ class Stage:
         name: "stem", "stage1", "stage2", ...
         stride: Input pixels per output pixel.
         channels: Output channels of its last convolution.
+        entry: Site of the tensor that enters it, such as ``layer1@input``.
         modules: Names of its leaf modules, in call order.
         convs: Its convolutions, in call order.
     """
@@ -56,16 +63,9 @@ class Stage:
     name: str
     stride: int
     channels: int
+    entry: str
     modules: tuple[str, ...]
     convs: tuple[Conv, ...] = field(repr=False)
-
-
-@dataclass
-class _Call:
-    name: str
-    module: nn.Module
-    given: Tensor | None
-    out: Tensor  # kept, so that identities stay unique
 
 
 def stages(model: nn.Module, x: Tensor) -> list[Stage]:
@@ -73,33 +73,44 @@ def stages(model: nn.Module, x: Tensor) -> list[Stage]:
 
     Args:
         model: Any plain CNN classifier.
-        x: Images (n, c, h, w) in [0, 1] of the size to be used. Run once in eval mode; leaves no trace.
+        x: Images (n, c, h, w) in [0, 1] of the size to be used. The first is run once in eval mode; leaves no trace.
 
     Raises:
         ShapeError: ``x`` is not (n, c, h, w).
         LayerNotFoundError: the net has no convolution on images.
         AttachError: the model is compiled or wrapped.
     """
-    if x.ndim != 4:
-        raise ShapeError(f"stages: x must be (n, c, h, w); got {tuple(x.shape)}.")
-    with _trace(model) as calls, without_trace(model, x):
-        logits = model(x)
-    side = _side_branches(calls)
-    convs = _main_convs(calls, side, logits)
+    found = _trace(model, x)
+    side = _side_branches(found)
+    convs = _main_convs(found, side)
     if not convs:
         raise LayerNotFoundError(f"{type(model).__name__} has no convolution on images: Hardy works on CNNs.")
-    stem = _stem(model, [call.name for call in convs])
-    norms = _norm_sites(calls)
-    strides = sorted({_stride(x, call.out) for call in convs if call.name not in stem})
-    groups = [("stem", [c for c in convs if c.name in stem])]
-    groups += [
-        (f"stage{i}", [c for c in convs if c.name not in stem and _stride(x, c.out) == s])
-        for i, s in enumerate(strides, 1)
+    stem = _stem(model, convs)
+    rest = [call for call in convs if call not in stem]
+
+    def stride(call: Call) -> int:
+        return max(1, round(max(x.shape[2:]) / max(found.shape(call.out)[2:])))
+
+    groups = [("stem", stem)]
+    for i, s in enumerate(sorted({stride(call) for call in rest}), 1):
+        groups.append((f"stage{i}", [call for call in rest if stride(call) == s]))
+    begin = rest[0].opened if rest else len(found.calls)
+    leaves = [
+        call
+        for i, call in enumerate(found.calls)
+        if len(found.shape(call.out)) == 4
+        and not list(call.module.children())
+        and (call.opened < begin or i not in side)
     ]
-    begin = min((i for i, c in enumerate(calls) if c.name in {m.name for m in convs} - stem), default=len(calls))
-    spans = {"stem": calls[:begin]}
-    spans["rest"] = [call for i, call in enumerate(calls) if i >= begin and i not in side]
-    return [_stage(name, group, spans.get(name, spans["rest"]), norms, x) for name, group in groups if group]
+    places = _places(found)
+    result = []
+    for name, group in groups:
+        at = stride(group[-1])
+        own = [c.name for c in leaves if (c.opened < begin) == (name == "stem") and (stride(c) == at or name == "stem")]
+        listed = tuple(_conv(found, call, places) for call in group)
+        entry = _entry(found, group[0], convs) if name != "stem" else f"{group[0].name}{INPUT}"
+        result.append(Stage(name, at, listed[-1].channels, entry, tuple(dict.fromkeys(own)), listed))
+    return result
 
 
 def is_stage(site: str) -> bool:
@@ -126,68 +137,126 @@ def first_conv(found: Sequence[Stage]) -> str:
     return found[0].convs[0].name
 
 
-@contextmanager
-def _trace(model: nn.Module) -> Iterator[list[_Call]]:
-    """Record the calls of all modules that return a tensor, in order of return."""
-    check_plain(model)
-    calls: list[_Call] = []
-    names = {module: name for name in module_names(model) for module in [model.get_submodule(name)]}
+def classifier_input(model: nn.Module, x: Tensor) -> str:
+    """Name the site of the features that enter the last linear layer, or the 1x1 convolution that stands for it.
 
-    def record(module: nn.Module, args: tuple[object, ...], out: object) -> None:
-        if isinstance(out, Tensor):
-            given = next((a for a in args if isinstance(a, Tensor)), None)
-            calls.append(_Call(names[module], module, given, out))
+    Args:
+        model: Any plain CNN classifier.
+        x: As for :func:`stages`.
 
-    handles = [module.register_forward_hook(record) for module in names]
-    try:
-        yield calls
-    finally:
-        for handle in handles:
-            handle.remove()
+    Raises:
+        LayerNotFoundError: no linear layer and no 1x1 convolution makes the logits.
+    """
+    found = _trace(model, x)
+    width = found.shape(found.output)[-1] if found.output is not None else -1
+    for call in reversed(found.calls):
+        linear = isinstance(call.module, nn.Linear) or "Linear" in type(call.module).__name__
+        if linear and not list(call.module.children()) and found.shape(call.out)[-1] == width:
+            return _input_site(found, call)
+    head = _conv_head(found, [call for call in found.calls if isinstance(call.module, nn.Conv2d)])
+    if head is None:
+        raise LayerNotFoundError(f"{type(model).__name__} has no linear layer that makes its {width} logits.")
+    return _input_site(found, head)
 
 
-def _main_convs(calls: Sequence[_Call], side: set[int], logits: object) -> list[_Call]:
-    """Keep the first call of each convolution on images, without side branches and without the head."""
-    kept: dict[str, _Call] = {}
-    one_pixel = False  # whether the main path itself is down to one pixel
-    for i, call in enumerate(calls):
-        if not isinstance(call.module, nn.Conv2d) or call.given is None or call.out.ndim != 4:
+def residual_branches(model: nn.Module, x: Tensor) -> tuple[str, ...]:
+    """List the sites whose output a block adds to its shortcut, in call order.
+
+    A sum of two feature maps counts if one of them, the shortcut, is a value that the other was made from, or such a
+    value after at most one convolution, but no part split off it. The branch is the one with more convolutions. Where
+    the branch is scaled after its last module (by a number or a parameter), the site is that module.
+
+    Args:
+        model: Any plain CNN classifier.
+        x: As for :func:`stages`.
+
+    Returns:
+        Sites; empty where the net has no such sum, or no module returns the branch.
+    """
+    found = _trace(model, x)
+    sites: list[str] = []
+    for node in found.nodes:
+        if node.op not in {"add", "add_", "__add__", "__iadd__", "__radd__"} or len(node.parents) != 2:
             continue
-        pooled = i in side or (max(call.given.shape[2:]) == 1 and not one_pixel)
+        shortcut, branch = sorted(node.parents, key=lambda n: found.nodes[n].convs)
+        shapes = {found.shape(shortcut), found.shape(branch), node.shape}
+        deeper = found.nodes[branch].convs > found.nodes[shortcut].convs
+        if len(node.shape) == 4 and len(shapes) == 1 and deeper and _shortcut(found, shortcut, branch):
+            sites += _returned_by(found, branch)
+    return tuple(dict.fromkeys(sites))
+
+
+def _trace(model: nn.Module, x: Tensor) -> Trace:
+    if x.ndim != 4:
+        raise ShapeError(f"stages: x must be (n, c, h, w); got {tuple(x.shape)}.")
+    return trace(model, x)
+
+
+def _main_convs(found: Trace, side: set[int]) -> list[Call]:
+    """Keep the first call of each convolution on images, without side branches and without the head."""
+    kept: dict[str, Call] = {}
+    one_pixel = False  # whether the main path itself is down to one pixel
+    for i, call in enumerate(found.calls):
+        if not isinstance(call.module, nn.Conv2d) or call.given is None or len(found.shape(call.out)) != 4:
+            continue
+        pooled = i in side or (max(found.shape(call.given)[2:]) == 1 and not one_pixel)
         if pooled and max(call.module.kernel_size) == 1:
             continue
-        one_pixel |= max(call.out.shape[2:]) == 1
+        if kept and _is_full(found, call):
+            break  # a linear layer by another name: the head begins
+        one_pixel |= max(found.shape(call.out)[2:]) == 1
         kept.setdefault(call.name, call)
     convs = list(kept.values())
-    linear = any(isinstance(call.module, nn.Linear) for call in calls)
-    head = not linear and isinstance(logits, Tensor) and len(convs) > 1 and convs[-1].out.shape[1] == logits.shape[-1]
-    return convs[:-1] if head else convs
+    convs = convs[:-1] if len(convs) > 1 and _conv_head(found, convs) else convs
+    smallest = max(found.shape(convs[-1].out)[2:]) if convs else 0
+    return [call for call in convs if max(found.shape(call.out)[2:]) >= smallest]  # smaller: attention from afar
 
 
-def _side_branches(calls: Sequence[_Call]) -> set[int]:
+def _is_full(found: Trace, call: Call) -> bool:
+    """Tell whether one kernel covers a whole map of several pixels, so that one pixel is left."""
+    conv, given = call.module, found.shape(call.given or 0)[2:]
+    whole = isinstance(conv, nn.Conv2d) and conv.padding in {(0, 0), 0, "valid"} and conv.kernel_size == given
+    return whole and max(given) > 1
+
+
+def _conv_head(found: Trace, convs: Sequence[Call]) -> Call | None:
+    """Give the last convolution if it makes the logits."""
+    linear = any(isinstance(call.module, nn.Linear) for call in found.calls)
+    if linear or not convs or found.output is None:
+        return None
+    return convs[-1] if found.shape(convs[-1].out)[1] == found.shape(found.output)[-1] else None
+
+
+def _side_branches(found: Trace) -> set[int]:
     """Number the calls that return one pixel because something was pooled, by a module or by arithmetic."""
-    pooled: dict[int, bool] = {}  # tensor -> whether it is on a side branch
+    pooled: dict[int, bool] = {}  # value -> whether it is on a side branch
     side = set()
-    for i, call in enumerate(calls):
-        if call.given is None or call.out.ndim != 4 or call.given.ndim != 4:
+    for i, call in enumerate(found.calls):
+        if call.given is None or len(found.shape(call.out)) != 4 or len(found.shape(call.given)) != 4:
             continue
         # a 1x1 convolution of one pixel that no module returned: of a mean
-        mean = isinstance(call.module, nn.Conv2d) and max(*call.module.kernel_size, *call.given.shape[2:]) == 1
-        aside = "Adaptive" in type(call.module).__name__ or pooled.get(id(call.given), mean)
-        if pooled.setdefault(id(call.out), aside and max(call.out.shape[2:]) == 1):
+        conv = isinstance(call.module, nn.Conv2d) and max(*call.module.kernel_size, *found.shape(call.given)[2:]) == 1
+        aside = "Adaptive" in type(call.module).__name__ or pooled.get(call.given, conv)
+        if pooled.setdefault(call.out, aside and max(found.shape(call.out)[2:]) == 1):
             side.add(i)
     return side
 
 
-def _stem(model: nn.Module, order: Sequence[str]) -> set[str]:
-    """Name the convolutions before the first repeated block; the first one if there is no such block."""
+def _stem(model: nn.Module, convs: Sequence[Call]) -> list[Call]:
+    """Give the convolutions before the first repeated block; without such a block, or if it comes first, the first.
+
+    Parallel branches that read what the first reads belong to it, the widest kernel first.
+    """
     blocks = tuple(f"{name}." for name in _blocks(model))
-    before = []
-    for name in order:
-        if name.startswith(blocks):
-            break
-        before.append(name)
-    return set(before) if before and len(before) < len(order) else {order[0]}
+    count = next((i for i, call in enumerate(convs) if call.name.startswith(blocks)), 0)
+    stem = list(convs[:count]) if 0 < count < len(convs) else [convs[0]]
+    parallel = [call for call in convs if call.given == convs[0].given]
+    first = sorted(parallel, key=_kernel, reverse=True)
+    return first + [call for call in stem if call not in first]
+
+
+def _kernel(call: Call) -> int:
+    return max(call.module.kernel_size) if isinstance(call.module, nn.Conv2d) else 1
 
 
 def _blocks(model: nn.Module) -> list[str]:
@@ -205,42 +274,118 @@ def _blocks(model: nn.Module) -> list[str]:
     return listed + [name for names in found.values() if len(names) > 1 for name in names]
 
 
-def _norm_sites(calls: Sequence[_Call]) -> dict[str, str]:
-    """Map convolutions to the site of their normalised output.
+@dataclass
+class _Places:
+    """Where a convolution's output is normalised, and where activated; by module name."""
 
-    A fused norm-and-activation (timm's ``BatchNormAct2d``) has a child ``drop`` whose output is exactly that point.
+    norm: dict[str, str] = field(default_factory=dict)
+    act: dict[str, str] = field(default_factory=dict)
+
+
+def _places(found: Trace) -> _Places:
+    """Follow each convolution to the norm and the activation that take its output.
+
+    A fused norm-and-activation (timm's ``BatchNormAct2d``) has a child ``drop`` whose output is the point between. A
+    norm may take several convolutions at once, as where the channels of one map are made by several kernels.
     """
-    producer: dict[int, _Call] = {}
-    sites: dict[str, str] = {}
-    for call in calls:
-        source = producer.get(id(call.given))
-        if source is not None and isinstance(source.module, nn.Conv2d) and _is_norm(call.module):
+    made: dict[int, list[str]] = {}  # value -> the convolutions that made it
+    normed: dict[int, list[str]] = {}  # value -> the convolutions whose normalised outputs it is
+    places = _Places()
+    for call in found.calls:
+        given = -1 if call.given is None else call.given
+        if isinstance(call.module, nn.Conv2d):
+            made.setdefault(call.out, [call.name])
+        elif _is_norm(call.module):
+            parents = found.nodes[given].parents if found.nodes[given].op in {"cat", "concat"} else (given,)
+            convs = [conv for value in parents for conv in made.get(value, [])]
             fused = isinstance(getattr(call.module, "drop", None), nn.Module) and hasattr(call.module, "act")
-            sites.setdefault(source.name, f"{call.name}.drop" if fused else call.name)
-        maker = producer.get(id(call.out))
-        wraps = maker is not None and maker.name.startswith(f"{call.name}.")  # a container returns its child's
-        if not wraps and not isinstance(call.module, nn.Identity):
-            producer[id(call.out)] = call
-    return sites
+            site = found.site(call)
+            name, sharp, number = site.partition("#")
+            for conv in convs if all(value in made for value in parents) else ():
+                places.norm.setdefault(conv, f"{name}.drop{sharp}{number}" if fused else site)
+                if fused and _is_activation(call.module.act):
+                    places.act.setdefault(conv, site)
+            if not fused:
+                normed.setdefault(call.out, convs)
+        elif _is_activation(call.module) and not list(call.module.children()):
+            bare = [conv for conv in made.get(given, []) if conv not in places.norm]
+            for conv in normed.get(given, bare):
+                places.act.setdefault(conv, found.site(call))
+    return places
 
 
 def _is_norm(module: nn.Module) -> bool:
-    return isinstance(module, NORMS) or "Norm" in type(module).__name__
+    named = "Norm" in type(module).__name__ and not any(isinstance(m, nn.Conv2d) for m in module.modules())
+    return isinstance(module, NORMS) or named
 
 
-def _stride(x: Tensor, out: Tensor) -> int:
-    return max(1, round(max(x.shape[2:]) / max(out.shape[2:])))
+def _is_activation(module: object) -> bool:
+    return bool(ACTIVATIONS.search(type(module).__name__))
 
 
-def _stage(name: str, group: Sequence[_Call], span: Sequence[_Call], norms: dict[str, str], x: Tensor) -> Stage:
-    convs = tuple(
-        Conv(c.name, _kernel(c.module), c.out.shape[1], (c.out.shape[2], c.out.shape[3]), norms.get(c.name))
-        for c in group
-    )
-    stride = _stride(x, group[-1].out)
-    leaves = [c.name for c in span if c.out.ndim == 4 and not list(c.module.children()) and _stride(x, c.out) == stride]
-    return Stage(name, stride, group[-1].out.shape[1], tuple(dict.fromkeys(leaves)), convs)
+def _entry(found: Trace, first: Call, convs: Sequence[Call]) -> str:
+    """Find the outermost module that brings a stage.
+
+    It calls no convolution that came before the stage, but for those of the block that changes the stride: that may
+    begin with one at the old stride, and its shortcut enters the new stage as well.
+    """
+    before = {call.name for call in convs if call.opened < first.opened}
+    called = {call.name: call for call in found.calls if len(found.shape(call.out)) == 4 and call.given is not None}
+    name = first.name
+    for parent in _parents(first.name):
+        inside = {earlier for earlier in before if earlier.startswith(f"{parent}.")}
+        call = called.get(parent)
+        if inside:
+            if convs[0].name in inside:
+                break
+            if call is None or isinstance(call.module, CONTAINERS):
+                continue
+            sizes = [found.shape(value or 0)[2:] for c in (first, call) for value in (c.given, c.out)]
+            if sizes[:2] != sizes[2:]:
+                break
+            before -= inside
+        if call is not None and len(found.shape(call.given or 0)) == 4:
+            name = parent
+    return f"{name}{INPUT}"
 
 
-def _kernel(module: nn.Module) -> int:
-    return max(module.kernel_size) if isinstance(module, nn.Conv2d) else 1
+def _parents(name: str) -> list[str]:
+    """List the modules above a module, nearest first."""
+    parts = name.split(".")
+    return [".".join(parts[:i]) for i in range(len(parts) - 1, 0, -1)]
+
+
+def _input_site(found: Trace, call: Call) -> str:
+    name, sharp, number = found.site(call).partition("#")
+    return f"{name}{INPUT}{sharp}{number}"
+
+
+def _shortcut(found: Trace, shortcut: int, branch: int) -> bool:
+    """Tell whether ``shortcut`` is a value that the branch was made from, or such a value after one projection."""
+    value = shortcut
+    projections = 0
+    while not found.made(value, branch):
+        node = found.nodes[value]
+        projections += node.op.startswith("conv")
+        if len(node.parents) != 1 or projections > 1 or node.op in SPLITS:
+            return False
+        (value,) = node.parents
+    return found.nodes[value].op not in SPLITS
+
+
+def _returned_by(found: Trace, value: int) -> list[str]:
+    """Name the module that returned a value, or that value before it was scaled; the outermost inside the block."""
+    while True:
+        for call in reversed(found.calls):
+            if call.out == value:
+                return [found.site(call)]
+        node = found.nodes[value]
+        if node.op not in SCALINGS or len(node.parents) != 1:
+            return []
+        (value,) = node.parents
+
+
+def _conv(found: Trace, call: Call, places: _Places) -> Conv:
+    shape = found.shape(call.out)
+    norm, act = places.norm.get(call.name), places.act.get(call.name)
+    return Conv(call.name, _kernel(call), shape[1], (shape[2], shape[3]), norm, act)
