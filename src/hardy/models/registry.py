@@ -13,7 +13,13 @@ from functools import partial
 from torch import nn
 
 from hardy.errors import ParameterError, did_you_mean
-from hardy.models.cifar_resnet import DEPTHS, cifar_resnet18, cifar_resnet_6n2
+from hardy.models.cifar_densenet import cifar_densenet121
+from hardy.models.cifar_googlenet import cifar_googlenet
+from hardy.models.cifar_lenet import lenet5
+from hardy.models.cifar_resnet import DEPTHS, cifar_resnet18, cifar_resnet34, cifar_resnet50, cifar_resnet_6n2
+from hardy.models.cifar_senet import cifar_senet18
+from hardy.models.cifar_vgg import cifar_vgg16, cifar_vgg19
+from hardy.models.cifar_wrn import cifar_wrn
 from hardy.models.classifier import Arg
 
 __all__ = ["ARGS", "BUILTIN", "check_args", "known", "list_models", "names"]
@@ -21,7 +27,19 @@ __all__ = ["ARGS", "BUILTIN", "check_args", "known", "list_models", "names"]
 # name -> factory; every factory takes num_classes and in_channels, and the arguments listed in ARGS["builtin"]
 BUILTIN: Mapping[str, Callable[..., nn.Module]] = {
     "cifar_resnet18": cifar_resnet18,
+    "cifar_resnet34": cifar_resnet34,
+    "cifar_resnet50": cifar_resnet50,
     **{f"cifar_resnet{depth}": partial(cifar_resnet_6n2, depth) for depth in DEPTHS},
+    "cifar_vgg16": cifar_vgg16,
+    "cifar_vgg19": cifar_vgg19,
+    **{
+        f"cifar_wrn{depth}_{factor}": partial(cifar_wrn, depth, factor)
+        for depth, factor in ((16, 4), (28, 10), (40, 2))
+    },
+    "cifar_densenet121": cifar_densenet121,
+    "cifar_senet18": cifar_senet18,
+    "cifar_googlenet": cifar_googlenet,
+    "lenet5": lenet5,
 }
 
 # builder -> argument -> range of a number, or the pattern of a word
@@ -37,7 +55,13 @@ ARGS: Mapping[str, Mapping[str, tuple[type, Range | None]]] = {
         "norm_layer": (str, None),
     },
     "torchvision": {"dropout": (float, (0, 1)), "width_mult": (float, (0.05, 8))},
-    "builtin": {"width": (int, (1, 4096)), "shortcut": (str, None)},
+    "builtin": {
+        "width": (int, (1, 4096)),
+        "stem_width": (int, (1, 4096)),
+        "bottom_scale": (float, (0.001, 64)),
+        "shortcut": (str, None),
+        "growth": (int, (1, 512)),
+    },
     "external": {},
 }
 

@@ -1,0 +1,103 @@
+"""Wide residual nets (WRN-depth-k) for small images, made of pre-activation blocks.
+
+Zagoruyko, Komodakis. "Wide residual networks". BMVC 2016. https://arxiv.org/abs/1605.07146, table 1.
+He, Zhang, Ren, Sun. "Identity mappings in deep residual networks". ECCV 2016. https://arxiv.org/abs/1603.05027 (the
+block). WRN-28-10 has 36.5 million parameters, WRN-40-2 2.2 million (table 4 of the first paper).
+
+Where the shape changes, the projection takes the activated input, as the branch does, and has no norm. The paper's
+variant with dropout drops after the second activation of each block, p = 0.3: attach the method ``Dropout`` at
+``layer*.*.relu2``. It is no argument here, because ``nn.Dropout`` would draw from the global generator.
+
+Modules are named as in torchvision's ResNet. The nets take images of any size and of any number of channels.
+"""
+
+from jaxtyping import Float
+from torch import Tensor, nn
+
+from hardy.errors import ParameterError
+from hardy.models.cifar_layers import check_width, init_convs
+
+__all__ = ["PreActBlock", "WideResNet", "cifar_wrn"]
+
+
+class PreActBlock(nn.Module):
+    """Norm, activation, 3x3 convolution, twice, and a shortcut; ``forward`` returns the sum, not activated."""
+
+    def __init__(self, in_channels: int, channels: int, stride: int) -> None:
+        super().__init__()
+        self.bn1 = nn.BatchNorm2d(in_channels)
+        self.relu1 = nn.ReLU(inplace=True)
+        self.conv1 = nn.Conv2d(in_channels, channels, 3, stride, padding=1, bias=False)
+        self.bn2 = nn.BatchNorm2d(channels)
+        self.relu2 = nn.ReLU(inplace=True)
+        self.conv2 = nn.Conv2d(channels, channels, 3, padding=1, bias=False)
+        same = stride == 1 and in_channels == channels
+        self.downsample = None if same else nn.Conv2d(in_channels, channels, 1, stride, bias=False)
+
+    def forward(self, x: Float[Tensor, "n c h w"]) -> Float[Tensor, "n d i j"]:
+        activated = self.relu1(self.bn1(x))
+        shortcut = x if self.downsample is None else self.downsample(activated)
+        return self.branch(activated) + shortcut
+
+    def branch(self, activated: Float[Tensor, "n c h w"]) -> Float[Tensor, "n d i j"]:
+        """Compute what is added to the shortcut."""
+        residual: Tensor = self.conv2(self.relu2(self.bn2(self.conv1(activated))))
+        return residual
+
+
+class WideResNet(nn.Module):
+    """A 3x3 stem, three stages of blocks, norm, activation, average pooling, linear layer; ``forward`` gives logits.
+
+    Args:
+        blocks: Number of blocks of each stage.
+        stem: Channels of the stem.
+        width: Channels of the first stage; the others have 2 and 4 times as many.
+        num_classes: Number of logits.
+        in_channels: Channels of the images.
+
+    Raises:
+        ParameterError: a width is below 1.
+    """
+
+    def __init__(self, blocks: int, *, stem: int, width: int, num_classes: int, in_channels: int) -> None:
+        super().__init__()
+        check_width("wrn", "width", min(stem, width))
+        self.conv1 = nn.Conv2d(in_channels, stem, 3, padding=1, bias=False)
+        self.layer1 = _stage(blocks, stem, width, 1)
+        self.layer2 = _stage(blocks, width, 2 * width, 2)
+        self.layer3 = _stage(blocks, 2 * width, 4 * width, 2)
+        self.bn1 = nn.BatchNorm2d(4 * width)
+        self.relu = nn.ReLU(inplace=True)
+        self.avgpool = nn.AdaptiveAvgPool2d(1)
+        self.flatten = nn.Flatten()
+        self.fc = nn.Linear(4 * width, num_classes)
+        init_convs(self)
+
+    def forward(self, x: Float[Tensor, "n c h w"]) -> Float[Tensor, "n k"]:
+        x = self.layer3(self.layer2(self.layer1(self.conv1(x))))
+        logits: Tensor = self.fc(self.flatten(self.avgpool(self.relu(self.bn1(x)))))
+        return logits
+
+
+def cifar_wrn(depth: int, factor: int, *, num_classes: int, in_channels: int, width: int = 16) -> WideResNet:
+    """Build WRN-depth-factor.
+
+    Args:
+        depth: Number of layers as the paper counts them, 6 n + 4.
+        factor: The paper's k: how much wider the stages are than the stem.
+        num_classes: Number of logits.
+        in_channels: Channels of the images.
+        width: Channels of the stem; the stages have ``factor`` times 1, 2 and 4 times as many.
+
+    Raises:
+        ParameterError: the depth is not 6 n + 4, or the factor or the width is below 1.
+    """
+    n, rest = divmod(depth - 4, 6)
+    if rest or n < 1:
+        raise ParameterError(f"wrn: depth must be 6 n + 4 with n >= 1, such as 16, 28 or 40; got {depth}.")
+    return WideResNet(n, stem=width, width=factor * width, num_classes=num_classes, in_channels=in_channels)
+
+
+def _stage(blocks: int, in_channels: int, channels: int, stride: int) -> nn.Sequential:
+    rest = [PreActBlock(channels, channels, 1) for _ in range(blocks - 1)]
+    return nn.Sequential(PreActBlock(in_channels, channels, stride), *rest)
