@@ -9,7 +9,7 @@ import re
 from pathlib import Path
 from typing import Any
 
-from hardy.methods import CARDS, METHODS
+from hardy.methods import CARDS, METHODS, PRESETS, changed_fields, measured
 from hardy.training import DataRecipe, EvaluateRecipe, ModelRecipe, Recipe, TrainRecipe
 
 HERE = Path(__file__).parent
@@ -51,12 +51,19 @@ def toml(value: Any) -> str:
     return "{}" if value == {} else str(value)
 
 
+def changes(spec: Any) -> str:
+    """Say what a preset changes, as TOML."""
+    return ", ".join(f"`{name} = {toml(value)}`" for name, value in changed_fields(spec).items())
+
+
 def methods_page() -> str:
     """Make the cards of all methods."""
     parts = [
         "# Methods\n\nGenerated from the code by `python docs/generate.py`. Each is a table `[[methods]]` of a\n"
         "recipe, a class of `hardy.methods`, and one file. Sites are module names, globs, calls (`layer1.0.relu#1`),\n"
-        "or stages (`stem`, `stage2`, `bottom`, `top`, `all`); `hardy layers MODEL` lists stages and modules.",
+        "what enters a module (`layer2@input`), or stages (`stem`, `stage2`, `bottom`, `top`, `all`); `hardy layers\n"
+        "MODEL` lists stages and modules, [nets.md](nets.md) what each method takes on every family of CNNs. A key\n"
+        "`preset` takes the fields of a preset, which further keys change. Figures under *Measured* are our own.",
     ]
     for name, card in CARDS.items():
         cls = METHODS[name]
@@ -67,7 +74,13 @@ def methods_page() -> str:
             f"{'stays' if card.live else 'is gone'}. It takes {card.attaches}.",
             f"Paper: {card.paper}, <{card.url}>.",
             fields(cls),
+            f"Defaults: {card.defaults}",
         ]
+        if presets := PRESETS.get(name):
+            rows = [f"| `{p}` | {changes(spec) or 'the defaults'} |" for p, spec in presets.items()]
+            lines.append("\n".join(["| preset | changes |", "|---|---|", *rows]))
+        if said := measured(name):
+            lines.append("Measured:\n\n" + "\n".join(f"- {sentence}" for sentence in said))
         for title, items in {"Deviations": card.deviations, "Notes": card.notes}.items():
             if items:
                 lines.append(f"{title}:\n\n" + "\n".join(f"- {item}" for item in items))

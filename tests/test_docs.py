@@ -16,6 +16,7 @@ from hardy.cli.main import app
 from hardy.evaluation import AXES
 from hardy.methods import METHODS, DefectiveConv, LocalFeatureMasking
 from hardy.training import load_recipe
+from hardy.training.recipe import build_methods
 
 ROOT = Path(__file__).parent.parent
 README = (ROOT / "README.md").read_text(encoding="utf-8")
@@ -25,8 +26,8 @@ def blocks(language: str) -> list[str]:
     return re.findall(rf"```{language}\n(.*?)```", README, re.DOTALL)
 
 
-def generator() -> ModuleType:
-    spec = importlib.util.spec_from_file_location("generate", ROOT / "docs" / "generate.py")
+def generator(path: str = "docs/generate.py") -> ModuleType:
+    spec = importlib.util.spec_from_file_location(Path(path).stem, ROOT / path)
     assert spec is not None and spec.loader is not None
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
@@ -42,6 +43,25 @@ def test_generated_pages_are_up_to_date(name: str) -> None:
 @pytest.mark.parametrize("path", sorted((ROOT / "recipes").glob("*.toml")), ids=lambda p: p.name)
 def test_recipes_are_valid(path: Path) -> None:
     load_recipe(path)
+
+
+def test_the_figures_on_the_cards_are_those_of_the_results() -> None:
+    assert generator("benchmarks/record.py").TARGET.read_text() == generator("benchmarks/record.py").figures()
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(1800)
+def test_every_method_works_on_every_family_of_nets_as_the_page_says() -> None:
+    committed = (ROOT / "docs" / "nets.md").read_text(encoding="utf-8")
+    assert committed == generator("docs/nets.py").nets_page(), "run: python docs/nets.py"
+
+
+def test_the_page_of_nets_has_every_family_and_method() -> None:
+    nets, page = generator("docs/nets.py"), (ROOT / "docs" / "nets.md").read_text(encoding="utf-8")
+    table = [line for line in page.splitlines() if line.startswith("| ")]
+    assert page.startswith(nets.INTRO) and len(table) == 1 + len(nets.NETS)
+    assert table[0].endswith(" | ".join(f"`{name}`" for name in nets.METHODS_INSIDE) + " |")
+    assert all(f"| {family} | `{name}` | {size} |" in page for family, (name, size) in nets.NETS.items())
 
 
 def test_every_method_and_axis_is_in_the_readme() -> None:
@@ -94,6 +114,9 @@ def test_the_recipe_of_the_readme_is_valid(tmp_path: Path) -> None:
     (tmp_path / "photos.toml").write_text(blocks("toml")[0])
     recipe = load_recipe(tmp_path / "photos.toml", ["methods=[]"])
     assert recipe.methods == () and recipe.data.size == 128
+    text = '[model]\nname = "lenet5"\n[data]\nname = "digits"\n' + blocks("toml")[1]
+    (tmp_path / "shares.toml").write_text(text)
+    assert [m.sites for m in build_methods(load_recipe(tmp_path / "shares.toml").methods)] == [("bottom",), ("top",)]
 
 
 @pytest.mark.slow

@@ -1,13 +1,15 @@
-"""What do LFM and a defective bottom buy a CIFAR ResNet-20, at CPU scale?
+"""What does each method buy and cost a small net, alone and by its defaults?
 
-Question: against the same net without them, trained from the same seeds at the same cost, how do clean accuracy,
-accuracy under Gaussian noise, patch shuffle, white-box PGD, transfer from an independent plain net and gray-box
-transfer change?
+Question: against the same net without it, trained from the same seeds at the same number of steps, how do clean
+accuracy, accuracy under Gaussian noise, patch shuffle, white-box PGD, transfer from an independent plain net and
+gray-box transfer change?
 
 Rule, written before the runs: a difference counts where the 95 % t-interval over paired seeds excludes 0. Three seeds
-allow a look, not a claim. The last epoch is evaluated; nothing is selected on test images.
+allow a look, five a claim. The last epoch is evaluated; nothing is selected on test images.
 
-    python benchmarks/quality/cifar10_small.py --data DIR [--out runs/cifar10_small] [--seeds 3] [--workers 2]
+    python benchmarks/quality/small_scale.py --data digits
+    python benchmarks/quality/small_scale.py --data cifar10:DIR --net cifar_resnet20 --epochs 6 --images 10000
+        --augment crop flip --eps 8/255 --seeds 3 --arms plain lfm defective_conv         (one line)
 
 ``DIR`` holds ``cifar10.npz`` or torchvision's layout. Stopped runs go on where they were. The last line is JSON.
 """
@@ -30,25 +32,27 @@ import hardy
 from hardy import io
 from hardy.data import load_data
 from hardy.evaluation import Budget
+from hardy.methods import METHODS
 from hardy.results import Result
+from hardy.threats import parse_budget
 from hardy.training import DataRecipe, ModelRecipe, Recipe, RunFolder, TrainRecipe, train
 
-ARMS: dict[str, tuple[dict[str, Any], ...]] = {
-    "plain": (),
-    "lfm": ({"name": "lfm"},),
-    "defective": ({"name": "defective_conv", "keep": 0.5},),
-}
-THREAT = hardy.Threat("linf", 8 / 255)
-BUDGET = Budget(restarts=1, sigmas=(0.02, 0.04, 0.08, 0.12), grids=(2, 4), transfer_eps=(4 / 255, 16 / 255))
+ARMS: dict[str, tuple[dict[str, Any], ...]] = {"plain": (), **{name: ({"name": name},) for name in METHODS}}
+
+
+def budget(eps: float) -> Budget:
+    return Budget(restarts=1, sigmas=(0.02, 0.04, 0.08, 0.12), grids=(2, 4), transfer_eps=(eps / 2, 2 * eps))
 
 
 def recipe(arm: str, seed: int, args: argparse.Namespace) -> Recipe:
     return Recipe(
         seed=seed,
-        model=ModelRecipe(name="cifar_resnet20"),
-        data=DataRecipe(name=f"cifar10:{args.data}", limit=args.images, val_fraction=0.05),
+        model=ModelRecipe(name=args.net),
+        data=DataRecipe(name=args.data, limit=args.images, val_fraction=0.05, augment=tuple(args.augment)),
         methods=ARMS[arm],
-        train=TrainRecipe(epochs=args.epochs, batch_size=128, lr=0.1, warmup_epochs=0.5, channels_last=True),
+        train=TrainRecipe(
+            epochs=args.epochs, batch_size=args.batch_size, lr=0.1, warmup_epochs=min(1.0, args.epochs / 12)
+        ),
     )
 
 
@@ -77,22 +81,22 @@ def measure(arm: str, seed: int, args: argparse.Namespace) -> Result:
     path = args.out / f"{arm}-seed{seed}" / "result.json"
     if path.exists():
         return Result.read(path)
-    images = load_data(f"cifar10:{args.data}", split="test", limit=args.test_images)
+    images = load_data(args.data, split="test", limit=args.test_images)
     result = hardy.evaluate(
         net_of(arm, seed, args),
         images.images().to(args.device),
         images.y.to(args.device),
-        threat=THREAT,
+        threat=hardy.Threat("linf", args.eps),
         sources=[("plain, own seed", net_of("plain", args.seeds, args))],
         siblings=[("same method, next seed", net_of(arm, (seed + 1) % args.seeds, args))],
         rows=images.index.to(args.device),
         seed=seed,
-        budget=BUDGET,
+        budget=budget(args.eps),
         model_name=f"{arm}-seed{seed}",
-        data_name=f"cifar10 held-out, {len(images)} images",
+        data_name=f"{args.data.partition(':')[0]} held-out, {len(images)} images",
         class_names=images.class_names,
         methods=io.read(path.parent / "model.safetensors").trained_with,
-        command="python benchmarks/quality/cifar10_small.py --data DIR",
+        command="python benchmarks/quality/small_scale.py",
     )
     result.save(path)
     print(f"{arm} seed {seed}: evaluated in {result.seconds:.0f} s", file=sys.stderr, flush=True)
@@ -132,39 +136,46 @@ def _has(results: list[Result], axis: str, label: str) -> bool:
 
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--data", type=Path, required=True)
-    parser.add_argument("--out", type=Path, default=Path("runs/cifar10_small"))
-    parser.add_argument("--seeds", type=int, default=3)
-    parser.add_argument("--epochs", type=int, default=6)
-    parser.add_argument("--images", type=int, default=10_000)
+    parser.add_argument("--data", default="digits")
+    parser.add_argument("--net", default="cifar_resnet8")
+    parser.add_argument("--arms", nargs="*", choices=list(ARMS), default=list(ARMS))
+    parser.add_argument("--out", type=Path, default=Path("runs/small_scale"))
+    parser.add_argument("--seeds", type=int, default=5)
+    parser.add_argument("--epochs", type=int, default=15)
+    parser.add_argument("--batch-size", type=int, default=64)
+    parser.add_argument("--images", type=int)
+    parser.add_argument("--augment", nargs="*", default=["crop"])
+    parser.add_argument("--eps", type=parse_budget, default=0.1)
     parser.add_argument("--test-images", type=int, default=500)
     parser.add_argument("--workers", type=int, default=2, help="processes, one thread each")
     parser.add_argument("--device", default="cpu")
     args = parser.parse_args()
-    cells = [(arm, seed) for seed in range(args.seeds) for arm in ARMS]
+    args.arms = list(dict.fromkeys(["plain", *args.arms]))
+    cells = [(arm, seed) for seed in range(args.seeds) for arm in args.arms]
     with ProcessPoolExecutor(args.workers, get_context("spawn"), torch.set_num_threads, (1,)) as pool:
         trained = [pool.submit(fit, arm, seed, args) for arm, seed in [("plain", args.seeds), *cells]]
         seconds_of = dict(zip([("plain", args.seeds), *cells], [t.result() for t in trained], strict=True))
         measured = {cell: pool.submit(measure, *cell, args) for cell in cells}
-        results = {arm: [measured[arm, seed].result() for seed in range(args.seeds)] for arm in ARMS}
+        results = {arm: [measured[arm, seed].result() for seed in range(args.seeds)] for arm in args.arms}
     rows = table(results)
     for name, row in rows.items():
-        cells = [f"{arm} {row[arm]['mean']:.3f}" for arm in ARMS if arm in row]
+        cells = [f"{arm} {row[arm]['mean']:.3f}" for arm in args.arms if arm in row]
         cells += [
             f"{k} {v['mean']:+.3f} [{v['low']:+.3f}, {v['high']:+.3f}]"
             for k, v in row.items()
             if " - " in k and "low" in v
         ]
         print(f"{name}: {'  '.join(cells)}", file=sys.stderr)
-    seconds = {arm: interval([seconds_of[arm, seed] for seed in range(args.seeds)]) for arm in ARMS}
-    anonymous = replace(recipe("lfm", 0, args), data=replace(recipe("lfm", 0, args).data, name="cifar10:DIR"))
+    seconds = {arm: interval([seconds_of[arm, seed] for seed in range(args.seeds)]) for arm in args.arms}
+    plain = recipe("plain", 0, args)
+    anonymous = replace(plain, data=replace(plain.data, name=args.data.partition(":")[0]))
     document = {
-        "benchmark": "cifar10_small",
+        "benchmark": "small_scale",
         "recipe": anonymous.to_toml(),
-        "arms": {arm: list(methods) for arm, methods in ARMS.items()},
+        "arms": {arm: list(ARMS[arm]) for arm in args.arms},
         "seeds": args.seeds,
         "test_images": args.test_images,
-        "threat": str(THREAT),
+        "threat": str(hardy.Threat("linf", args.eps)),
         "environment": {k: v for k, v in results["plain"][0].environment.items() if k != "command"},
         "training_seconds": seconds,
         "checks": {arm: [{c.code: c.status for c in r.checks} for r in rs] for arm, rs in results.items()},

@@ -320,7 +320,7 @@ def after(
         sites: Where; without a call number, at every call of a module.
         make: Builds the layer of one module from its name and its first chosen output on the example.
         method: Name of the child of ``_hardy``; a second one becomes ``<method>-2``.
-        example: A batch, run once in eval mode and without a trace.
+        example: A batch; its first image is run once in eval mode and without a trace.
         held: Where the layers live.
 
     Raises:
@@ -328,7 +328,7 @@ def after(
     """
     names = list(resolve(model, sites))
     with capture(model, names) as seen, without_trace(model, example):
-        model(example)
+        model(example[:1])
     held.input_shape = (example.shape[1], example.shape[2], example.shape[3])
     taps = []
     for name, calls in resolve(model, sites).items():

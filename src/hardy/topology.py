@@ -1,4 +1,4 @@
-"""Where in any CNN: the stages of a net, its residual branches and its classifier, read off one forward pass.
+"""Where in any CNN: the stages of a net and the input of its classifier, read off one forward pass.
 
 A stage is the set of modules between stride changes on the main path. The stem is what precedes the first repeated
 block, else the first convolution. Convolutions that see one pixel because something was pooled (squeeze-and-excitation,
@@ -16,13 +16,11 @@ from hardy.errors import LayerNotFoundError, ShapeError
 from hardy.sites import INPUT, module_names
 from hardy.tracing import Call, Trace, trace
 
-__all__ = ["Conv", "Stage", "classifier_input", "first_conv", "is_stage", "pick", "residual_branches", "stages"]
+__all__ = ["Conv", "Stage", "classifier_input", "first_conv", "is_stage", "pick", "stages"]
 
 NORMS = (nn.BatchNorm2d, nn.SyncBatchNorm, nn.GroupNorm, nn.LayerNorm, nn.InstanceNorm2d)
 CONTAINERS = (nn.Sequential, nn.ModuleList, nn.ModuleDict)
 ACTIVATIONS = re.compile(r"relu|gelu|celu|selu|silu|mish|swish|sigmoid|tanh|softplus|softsign|^elu$|shrink|act$", re.I)
-SPLITS = {"split", "chunk", "tensor_split", "split_with_sizes", "unbind"}
-SCALINGS = {"mul", "mul_", "__mul__", "__rmul__", "__imul__", "div", "__truediv__", "permute", "contiguous"}
 
 
 @dataclass(frozen=True)
@@ -54,7 +52,7 @@ class Stage:
     Attributes:
         name: "stem", "stage1", "stage2", ...
         stride: Input pixels per output pixel.
-        channels: Output channels of its last convolution.
+        channels: Channels of what it gives to the next stage, or to the classifier.
         entry: Site of the tensor that enters it, such as ``layer1@input``.
         modules: Names of its leaf modules, in call order.
         convs: Its convolutions, in call order.
@@ -103,13 +101,14 @@ def stages(model: nn.Module, x: Tensor) -> list[Stage]:
         and (call.opened < begin or i not in side)
     ]
     places = _places(found)
+    entries = [f"{stem[0].name}{INPUT}", *(_entry(found, group[0], convs) for _, group in groups[1:])]
     result = []
-    for name, group in groups:
+    for i, (name, group) in enumerate(groups):
         at = stride(group[-1])
         own = [c.name for c in leaves if (c.opened < begin) == (name == "stem") and (stride(c) == at or name == "stem")]
+        channels = _channels(found, group[-1], entries[i + 1] if i + 1 < len(groups) else None)
         listed = tuple(_conv(found, call, places) for call in group)
-        entry = _entry(found, group[0], convs) if name != "stem" else f"{group[0].name}{INPUT}"
-        result.append(Stage(name, at, listed[-1].channels, entry, tuple(dict.fromkeys(own)), listed))
+        result.append(Stage(name, at, channels, entries[i], tuple(dict.fromkeys(own)), listed))
     return result
 
 
@@ -159,34 +158,8 @@ def classifier_input(model: nn.Module, x: Tensor) -> str:
     return _input_site(found, head)
 
 
-def residual_branches(model: nn.Module, x: Tensor) -> tuple[str, ...]:
-    """List the sites whose output a block adds to its shortcut, in call order.
-
-    A sum of two feature maps counts if one of them, the shortcut, is a value that the other was made from, or such a
-    value after at most one convolution, but no part split off it. The branch is the one with more convolutions. Where
-    the branch is scaled after its last module (by a number or a parameter), the site is that module.
-
-    Args:
-        model: Any plain CNN classifier.
-        x: As for :func:`stages`.
-
-    Returns:
-        Sites; empty where the net has no such sum, or no module returns the branch.
-    """
-    found = _trace(model, x)
-    sites: list[str] = []
-    for node in found.nodes:
-        if node.op not in {"add", "add_", "__add__", "__iadd__", "__radd__"} or len(node.parents) != 2:
-            continue
-        shortcut, branch = sorted(node.parents, key=lambda n: found.nodes[n].convs)
-        shapes = {found.shape(shortcut), found.shape(branch), node.shape}
-        deeper = found.nodes[branch].convs > found.nodes[shortcut].convs
-        if len(node.shape) == 4 and len(shapes) == 1 and deeper and _shortcut(found, shortcut, branch):
-            sites += _returned_by(found, branch)
-    return tuple(dict.fromkeys(sites))
-
-
 def _trace(model: nn.Module, x: Tensor) -> Trace:
+    """Trace the model on images, nothing else."""
     if x.ndim != 4:
         raise ShapeError(f"stages: x must be (n, c, h, w); got {tuple(x.shape)}.")
     return trace(model, x)
@@ -349,6 +322,18 @@ def _entry(found: Trace, first: Call, convs: Sequence[Call]) -> str:
     return f"{name}{INPUT}"
 
 
+def _channels(found: Trace, last: Call, following: str | None) -> int:
+    """Count the channels of what enters the next stage; of the last map of several pixels if there is none."""
+    if following is not None:
+        name = following.removesuffix(INPUT)
+        return found.shape(next(call.given or 0 for call in found.calls if call.name == name))[1]
+    size = found.shape(last.out)[2:]
+    head = _conv_head(found, [call for call in found.calls if isinstance(call.module, nn.Conv2d)])
+    end = len(found.nodes) if head is None or head is last else head.opened
+    same = [found.shape(call.out) for call in found.calls if call.opened < end and found.shape(call.out)[2:] == size]
+    return same[-1][1] if same and max(size) > 1 else found.shape(last.out)[1]
+
+
 def _parents(name: str) -> list[str]:
     """List the modules above a module, nearest first."""
     parts = name.split(".")
@@ -358,31 +343,6 @@ def _parents(name: str) -> list[str]:
 def _input_site(found: Trace, call: Call) -> str:
     name, sharp, number = found.site(call).partition("#")
     return f"{name}{INPUT}{sharp}{number}"
-
-
-def _shortcut(found: Trace, shortcut: int, branch: int) -> bool:
-    """Tell whether ``shortcut`` is a value that the branch was made from, or such a value after one projection."""
-    value = shortcut
-    projections = 0
-    while not found.made(value, branch):
-        node = found.nodes[value]
-        projections += node.op.startswith("conv")
-        if len(node.parents) != 1 or projections > 1 or node.op in SPLITS:
-            return False
-        (value,) = node.parents
-    return found.nodes[value].op not in SPLITS
-
-
-def _returned_by(found: Trace, value: int) -> list[str]:
-    """Name the module that returned a value, or that value before it was scaled; the outermost inside the block."""
-    while True:
-        for call in reversed(found.calls):
-            if call.out == value:
-                return [found.site(call)]
-        node = found.nodes[value]
-        if node.op not in SCALINGS or len(node.parents) != 1:
-            return []
-        (value,) = node.parents
 
 
 def _conv(found: Trace, call: Call, places: _Places) -> Conv:

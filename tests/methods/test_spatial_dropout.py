@@ -3,11 +3,12 @@
 import math
 
 import pytest
+import timm
 import torch
 from torch import Tensor, nn
 
 from hardy.errors import AttachError, LayerNotFoundError, ParameterError
-from hardy.methods.spatial_dropout import CARD, SpatialDropout, SpatialDropout2d, spatial_dropout
+from hardy.methods.spatial_dropout import CARD, PRESETS, SpatialDropout, SpatialDropout2d, spatial_dropout
 from hardy.seeding import fold, keys, root, uniform
 from hardy.surgery import capture, set_keys
 
@@ -113,6 +114,13 @@ def test_attach_drops_after_the_norm_with_the_seed_of_the_caller() -> None:
     assert torch.equal(model.eval()(x), before)
 
 
+def test_the_preset_repo_is_at_the_places_of_the_baseline() -> None:
+    assert PRESETS["repo"].p == SpatialDropout().p == 0.1
+    model = timm.create_model("resnet18", num_classes=2)
+    with PRESETS["repo"].attach(model, example=torch.zeros(1, 3, 32, 32), seed=0) as a:
+        assert a.sites == tuple(f"layer{s}.{b}.{m}" for s in (3, 4) for b in (0, 1) for m in ("bn1", "conv2"))
+
+
 @pytest.mark.parametrize("p", [-0.1, 1.5, math.nan])
 def test_a_probability_out_of_range_is_an_error(p: float) -> None:
     with pytest.raises(ParameterError, match=r"SpatialDropout: p must be in \[0, 1\]; got"):
@@ -121,7 +129,7 @@ def test_a_probability_out_of_range_is_an_error(p: float) -> None:
 
 def test_a_place_that_cannot_be_dropped_is_an_error() -> None:
     model, x = net(), torch.randn(2, 3, 8, 8)
-    with pytest.raises(AttachError, match=r"spatial_dropout: 10 must give \(n, c, h, w\); got \(2, 8\)"):
+    with pytest.raises(AttachError, match=r"spatial_dropout: 10 must give \(n, c, h, w\); got \(\d, 8\)"):
         SpatialDropout(sites=("10",)).attach(model, example=x, seed=0)
     shallow = nn.Sequential(nn.Conv2d(3, 4, 3), nn.AdaptiveAvgPool2d(1), nn.Flatten())
     with pytest.raises(LayerNotFoundError, match=r"the net has no stage 'top'; it has stem"):

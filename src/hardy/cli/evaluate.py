@@ -37,7 +37,9 @@ __all__ = ["command", "show"]
 
 @guarded
 def command(
-    model: Annotated[str, typer.Argument(help="Run folder, checkpoint, timm:NAME, torchvision:NAME, file.py:factory.")],
+    model: Annotated[
+        str, typer.Argument(help="Run folder, checkpoint, timm:NAME, torchvision:NAME, file.py:factory, ensemble:A,B.")
+    ],
     data: Data = None,
     split: Split = "test",
     limit: Limit = None,

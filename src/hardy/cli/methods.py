@@ -1,7 +1,7 @@
 """``hardy methods``."""
 
 import dataclasses
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
@@ -15,7 +15,7 @@ __all__ = ["command"]
 def command(
     name: Annotated[str | None, typer.Argument(help="One method, for its whole card.")] = None, json: Json = False
 ) -> None:
-    """List the methods, or show the card of one: idea, defaults, where it attaches, deviations.
+    """List the methods, or show the card of one: idea, defaults, presets, where it attaches, deviations, our figures.
 
     Examples:
 
@@ -23,13 +23,18 @@ def command(
 
         hardy methods lfm
     """
-    from hardy.methods import CARDS, METHODS
+    from hardy.methods import CARDS, METHODS, PRESETS, changed_fields, measured
 
     if name is not None and name not in CARDS:
         raise ConfigError(f"methods: no method {name!r}; {did_you_mean(name, CARDS)}")
     chosen = [name] if name is not None else list(CARDS)
     rows = [
-        {**dataclasses.asdict(CARDS[n]), "defaults": {f.name: f.default for f in dataclasses.fields(METHODS[n])}}
+        {
+            **dataclasses.asdict(CARDS[n]),
+            "fields": {f.name: f.default for f in dataclasses.fields(METHODS[n])},
+            "presets": {preset: changed_fields(spec) for preset, spec in PRESETS.get(n, {}).items()},
+            "measured": measured(n),
+        }
         for n in chosen
     ]
     if json:
@@ -45,18 +50,22 @@ def command(
         answer().print(table)
 
 
-def _show_card(row: dict[str, object]) -> None:
+def _show_card(row: dict[str, Any]) -> None:
     out = answer()
     out.print(f"[bold]{row['name']}[/]  {row['paper']}  {row['url']}")
     out.print(row["summary"], highlight=False)
     out.print(f"\nattaches to: {row['attaches']}", highlight=False)
     out.print(f"at test time: {'stays' if row['live'] else 'gone'}", highlight=False)
-    defaults = row["defaults"]
-    if isinstance(defaults, dict):
-        out.print("defaults: " + ", ".join(f"{k} = {v!r}" for k, v in defaults.items()), highlight=False, markup=False)
-    for kind in ("deviations", "notes"):
-        lines = row[kind]
-        if isinstance(lines, tuple) and lines:
+    out.print(f"defaults: {_keys(row['fields'])}", highlight=False, markup=False)
+    out.print(f"  {row['defaults']}", highlight=False, markup=False)
+    for preset, changed in row["presets"].items():
+        out.print(f"preset {preset!r}: {_keys(changed) or 'the defaults'}", highlight=False, markup=False)
+    for kind in ("measured", "deviations", "notes"):
+        if row[kind]:
             out.print(f"\n{kind}:")
-            for line in lines:
+            for line in row[kind]:
                 out.print(f"  - {line}", highlight=False, markup=False)
+
+
+def _keys(fields: dict[str, object]) -> str:
+    return ", ".join(f"{name} = {value!r}" for name, value in fields.items())

@@ -1,6 +1,9 @@
-"""What a verb works on: a run folder, a checkpoint or a named net, with the images that belong to it."""
+"""What a verb works on: a run folder, a checkpoint, a named net or an ensemble, with the images that belong to it.
 
-from collections.abc import Mapping
+``ensemble:runs/a,runs/b`` answers by the mean of its members' logits; its images and its recipe are those of the first.
+"""
+
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import cast
@@ -10,10 +13,12 @@ from torch import nn
 from hardy import io
 from hardy.data import ArrayData, Split, load_data
 from hardy.errors import ConfigError, did_you_mean
-from hardy.models import BUILTIN, Arg, Classifier, known, list_models
+from hardy.models import BUILTIN, Arg, Classifier, Ensemble, known, list_models
 from hardy.training import Recipe, RunFolder, load_recipe
 
 __all__ = ["Target", "open_data", "open_target"]
+
+ENSEMBLE = "ensemble:"
 
 
 @dataclass(frozen=True)
@@ -25,7 +30,7 @@ class Target:
         model: The model.
         folder: Its run folder, if it came from one.
         recipe: Its recipe, likewise.
-        methods: ``repr`` of the methods it was trained with.
+        methods: ``repr`` of the methods it was trained with; of an ensemble, those of any member.
     """
 
     name: str
@@ -55,6 +60,7 @@ def open_data(
         DataError: they cannot be read.
     """
     d = recipe.data if recipe is not None else None
+    model = None if model is None else members_of(model)[0]
     if spec is None and d is None and model is not None:
         _refuse_folder(model)
         if ".py:" not in model and not model.endswith(io.SUFFIX):
@@ -71,6 +77,20 @@ def open_data(
     return load_data(name, split=cast("Split", split), limit=limit, size=size, seed=seed)
 
 
+def members_of(text: str) -> tuple[str, ...]:
+    """Give the members of ``ensemble:A,B``; of anything else, itself.
+
+    Raises:
+        ConfigError: an ensemble without members, or with one of them twice.
+    """
+    if not text.startswith(ENSEMBLE):
+        return (text,)
+    members = tuple(name.strip() for name in text.removeprefix(ENSEMBLE).split(","))
+    if "" in members or len(set(members)) < len(members):
+        raise ConfigError(f"{text}: an ensemble must name different members, as in {ENSEMBLE}runs/a,runs/b.")
+    return members
+
+
 def run_of(text: str) -> RunFolder | None:
     """Give the run folder that ``text`` names, if it does."""
     folder = RunFolder(text)
@@ -78,13 +98,13 @@ def run_of(text: str) -> RunFolder | None:
 
 
 def recipe_of(text: str) -> Recipe | None:
-    """Read the recipe of the run folder that ``text`` names, if it does."""
-    folder = run_of(text)
+    """Read the recipe of the run folder that ``text`` names, if it does; of an ensemble, of its first member."""
+    folder = run_of(members_of(text)[0])
     return load_recipe(folder.recipe_file) if folder is not None and folder.recipe_file.is_file() else None
 
 
 def open_target(text: str, data: ArrayData, *, device: str, weights: str | None = None) -> Target:
-    """Open a run folder, a checkpoint, or a named net with weights, for these images.
+    """Open a run folder, a checkpoint, a named net with weights, or an ensemble of them, for these images.
 
     Args:
         text: What to open.
@@ -95,6 +115,8 @@ def open_target(text: str, data: ArrayData, *, device: str, weights: str | None 
     Raises:
         HardyError: no such thing, no weights, or it does not fit the images.
     """
+    if text.startswith(ENSEMBLE):
+        return _ensemble([open_target(one, data, device=device, weights=weights) for one in members_of(text)], data)
     folder = run_of(text)
     if folder is not None:
         recipe = recipe_of(text)
@@ -115,6 +137,23 @@ def open_target(text: str, data: ArrayData, *, device: str, weights: str | None 
         )
     model = _build(text, data, pretrained=True if weights == "pretrained" else (weights or False))
     return _check(Target(text, model.eval().to(device), None, None, ()), data)
+
+
+def _ensemble(members: Sequence[Target], data: ArrayData) -> Target:
+    """Make one target of several; it has no folder, so that nothing is written into that of a member.
+
+    Raises:
+        ConfigError: validation images of the first member that others were trained on.
+    """
+    name = f"ensemble of {', '.join(member.name for member in members)}"
+    splits = {(m.recipe.seed, m.recipe.data.name, m.recipe.data.val_fraction) for m in members if m.recipe is not None}
+    if data.split == "val" and len(splits) > 1:
+        raise ConfigError(
+            f"{name}: validation images of one member are training images of another, as their recipes divide them by "
+            "different seeds. Use --split test."
+        )
+    methods = tuple(dict.fromkeys(method for member in members for method in member.methods))
+    return Target(name, Ensemble([member.model for member in members]), None, members[0].recipe, methods)
 
 
 def known_or_error(name: str) -> None:

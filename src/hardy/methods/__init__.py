@@ -1,37 +1,103 @@
 """One file per paper. These tables are the registry; nothing registers itself on import."""
 
-from hardy.methods import defective_conv, gaussian_noise, label_smoothing, lfm, random_erasing, spatial_dropout
+import dataclasses
+from collections.abc import Mapping
+from typing import Any, cast
+
+from hardy.methods import (
+    augmix,
+    cutmix,
+    cutout,
+    defective_conv,
+    drop_block,
+    dropout,
+    gaussian_noise,
+    label_smoothing,
+    lfm,
+    mixup,
+    random_erasing,
+    spatial_dropout,
+    stochastic_depth,
+)
 from hardy.methods._card import Card
+from hardy.methods._measured import measured
+from hardy.methods.augmix import AugMix
+from hardy.methods.cutmix import CutMix
+from hardy.methods.cutout import Cutout
 from hardy.methods.defective_conv import DefectiveConv
+from hardy.methods.drop_block import DropBlock
+from hardy.methods.dropout import Dropout
 from hardy.methods.gaussian_noise import GaussianNoise
 from hardy.methods.label_smoothing import LabelSmoothing
 from hardy.methods.lfm import LocalFeatureMasking
+from hardy.methods.mixup import Mixup
 from hardy.methods.random_erasing import RandomErasing
 from hardy.methods.spatial_dropout import SpatialDropout
+from hardy.methods.stochastic_depth import StochasticDepth
 from hardy.surgery import Method
 
 __all__ = [
     "CARDS",
     "METHODS",
+    "PRESETS",
+    "AugMix",
     "Card",
+    "CutMix",
+    "Cutout",
     "DefectiveConv",
+    "DropBlock",
+    "Dropout",
     "GaussianNoise",
     "LabelSmoothing",
     "LocalFeatureMasking",
     "Method",
+    "Mixup",
     "RandomErasing",
     "SpatialDropout",
+    "StochasticDepth",
+    "changed_fields",
+    "measured",
 ]
 
 METHODS = {
     "lfm": LocalFeatureMasking,
     "defective_conv": DefectiveConv,
+    "dropout": Dropout,
     "spatial_dropout": SpatialDropout,
+    "drop_block": DropBlock,
+    "stochastic_depth": StochasticDepth,
+    "cutout": Cutout,
     "random_erasing": RandomErasing,
+    "mixup": Mixup,
+    "cutmix": CutMix,
+    "augmix": AugMix,
     "gaussian_noise": GaussianNoise,
     "label_smoothing": LabelSmoothing,
 }
 CARDS = {
-    module.CARD.name: module.CARD
-    for module in (lfm, defective_conv, spatial_dropout, random_erasing, gaussian_noise, label_smoothing)
+    "lfm": lfm.CARD,
+    "defective_conv": defective_conv.CARD,
+    "dropout": dropout.CARD,
+    "spatial_dropout": spatial_dropout.CARD,
+    "drop_block": drop_block.CARD,
+    "stochastic_depth": stochastic_depth.CARD,
+    "cutout": cutout.CARD,
+    "random_erasing": random_erasing.CARD,
+    "mixup": mixup.CARD,
+    "cutmix": cutmix.CARD,
+    "augmix": augmix.CARD,
+    "gaussian_noise": gaussian_noise.CARD,
+    "label_smoothing": label_smoothing.CARD,
 }
+PRESETS: Mapping[str, Mapping[str, Method]] = {  # method -> name of a preset -> the spec
+    "lfm": lfm.PRESETS,
+    "defective_conv": defective_conv.PRESETS,
+    "spatial_dropout": spatial_dropout.PRESETS,
+    "drop_block": drop_block.PRESETS,
+}
+
+
+def changed_fields(spec: Method) -> dict[str, object]:
+    """Give the fields of a spec that differ from the defaults, by name."""
+    fields = dataclasses.fields(cast("Any", spec))
+    return {f.name: getattr(spec, f.name) for f in fields if getattr(spec, f.name) != f.default}

@@ -30,6 +30,6 @@ class Card:
     kind: Literal["layer", "input", "loss"]
     live: bool
     attaches: str
-    defaults: str = ""
+    defaults: str
     deviations: tuple[str, ...] = ()
     notes: tuple[str, ...] = ()

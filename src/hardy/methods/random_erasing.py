@@ -14,9 +14,9 @@ from torch import Tensor, nn
 
 from hardy import seeding, surgery
 from hardy.errors import ParameterError
+from hardy.methods._boxes import TRIES, boxes
 from hardy.methods._card import Card
 from hardy.methods._checks import in_range
-from hardy.methods.lfm import boxes
 
 __all__ = ["CARD", "RandomErasing", "random_erasing"]
 
@@ -28,9 +28,12 @@ CARD = Card(
     kind="input",
     live=False,
     attaches="the input, pixels in [0, 1]",
+    defaults="p, area and aspect are the defaults of the paper's released code; random values for every pixel are what "
+    "Algorithm 1 fills with (that code fills with the mean of the data).",
     deviations=(
         "Boxes lie in pixel space and are filled before normalisation.",
-        "The aspect is uniform in its range, as in Algorithm 1; torchvision and timm draw its logarithm.",
+        "The aspect is uniform in its range, as in Algorithm 1; torchvision and timm draw its logarithm. A size that "
+        f"fits is drawn first, in up to {TRIES} tries, and then a place where it fits, as in the released code.",
     ),
 )
 
@@ -74,7 +77,7 @@ class RandomErasingInsert(surgery.Insert):
 
 @dataclass(frozen=True, kw_only=True)
 class RandomErasing:
-    """Random erasing as a method; the defaults are those of the re-ID code that grew around it.
+    """Random erasing as a method; the defaults are those of the released code, filled as in Algorithm 1.
 
     Attributes:
         p: Probability that an image gets a box, in [0, 1].

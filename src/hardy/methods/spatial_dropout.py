@@ -16,7 +16,7 @@ from hardy.methods._checks import in_range
 from hardy.methods._places import after_norm
 from hardy.taps import KeyedLayer
 
-__all__ = ["CARD", "SpatialDropout", "SpatialDropout2d", "spatial_dropout"]
+__all__ = ["CARD", "PRESETS", "SpatialDropout", "SpatialDropout2d", "spatial_dropout"]
 
 CARD = Card(
     name="spatial_dropout",
@@ -26,8 +26,11 @@ CARD = Card(
     kind="layer",
     live=False,
     attaches="the outputs of convolutions with a kernel above 1 in the second half of the stages, after their norm",
+    defaults="p 0.1 in the second half of the stages: the baseline in the released code of defective convolution "
+    "(blocks 3, 4 of ResNet-18), not the paper, whose nets estimate poses.",
     deviations=(
-        "Place and rate are those of the baseline in the released code of defective convolution (blocks 3, 4; p 0.1).",
+        "That baseline drops the second convolution of a block before its norm; here every place is after a norm. The "
+        "preset 'repo' does as the baseline.",
     ),
 )
 
@@ -91,3 +94,10 @@ class SpatialDropout:
         held = surgery.Insert(self, seed=seed)
         held.notes = notes
         return surgery.after(model, sites, layer, method=CARD.name, example=example, held=held)
+
+
+PRESETS = {
+    "repo": SpatialDropout(  # the baseline in the code of defective convolution, on nets with the names of ResNet-18
+        sites=("layer3.*.bn1", "layer3.*.conv2", "layer4.*.bn1", "layer4.*.conv2")
+    )
+}

@@ -7,7 +7,7 @@ from typing import Any, Literal, cast
 
 from hardy import config
 from hardy.errors import ConfigError, ParameterError, did_you_mean
-from hardy.methods import METHODS, Method
+from hardy.methods import METHODS, PRESETS, Method
 from hardy.models import Arg
 
 __all__ = ["DataRecipe", "EvaluateRecipe", "ModelRecipe", "Recipe", "TrainRecipe", "build_methods", "load_recipe"]
@@ -150,7 +150,7 @@ class Recipe:
         seed: Seed of weights, order, augmentation and methods.
         model: Which net.
         data: Which images.
-        methods: One table each: ``name`` and the fields of the method.
+        methods: One table each: ``name``, the fields of the method, and ``preset`` for those of a preset.
         train: How to train.
         evaluate: What to measure afterwards.
     """
@@ -183,19 +183,33 @@ def load_recipe(path: str | Path, overrides: Iterable[str] = ()) -> Recipe:
 
 
 def build_methods(tables: Sequence[Mapping[str, Any]]) -> list[Method]:
-    """Make the methods that tables with ``name`` and parameters describe.
+    """Make the methods that tables with ``name``, perhaps ``preset``, and parameters describe.
 
     Raises:
-        ConfigError: no such method or parameter, or a value out of range; the message starts with ``methods[i]``.
+        ConfigError: no such method, preset or parameter, or a value out of range; the message starts with
+            ``methods[i]``.
     """
     methods: list[Method] = []
     for i, table in enumerate(tables):
         name = table.get("name")
         if name not in METHODS:
             raise ConfigError(f"methods[{i}].name: unknown method {name!r}; {did_you_mean(str(name), METHODS)}")
-        params = {key: list(v) if isinstance(v, tuple) else v for key, v in table.items() if key != "name"}
-        methods.append(config.build(METHODS[name], params, f"methods[{i}]."))
+        given = {key: value for key, value in table.items() if key not in {"name", "preset"}}
+        params = {**_preset(name, table.get("preset"), f"methods[{i}].preset"), **given}
+        listed = {key: list(v) if isinstance(v, tuple) else v for key, v in params.items()}
+        methods.append(config.build(METHODS[name], listed, f"methods[{i}]."))
     return methods
+
+
+def _preset(method: str, preset: object, at: str) -> dict[str, Any]:
+    """Give the fields of a preset; none without one."""
+    if preset is None:
+        return {}
+    known = PRESETS.get(method, {})
+    if not isinstance(preset, str) or preset not in known:
+        hint = did_you_mean(str(preset), known) if known else f"{method} has none."
+        raise ConfigError(f"{at}: unknown preset {preset!r}; {hint}")
+    return {key: value for key, value in asdict(cast("Any", known[preset])).items() if value is not None}
 
 
 def method_table(method: Method) -> dict[str, Any]:
