@@ -74,7 +74,7 @@ def methods_page() -> str:
             f"{'stays' if card.live else 'is gone'}. It takes {card.attaches}.",
             f"Paper: {card.paper}, <{card.url}>.",
             fields(cls),
-            f"Defaults: {card.defaults}",
+            f"Defaults: {card.defaults_from}",
         ]
         if presets := PRESETS.get(name):
             rows = [f"| `{p}` | {changes(spec) or 'the defaults'} |" for p, spec in presets.items()]

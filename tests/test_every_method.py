@@ -158,7 +158,7 @@ class TestTable:
     def test_every_method_has_a_card_and_a_test(self, name: str) -> None:
         card = CARDS[name]
         assert card.name == name and card.url.startswith("https://") and card.summary.endswith(".")
-        assert all((card.paper, card.attaches)) and card.kind in {"layer", "input", "loss"}
+        assert all((card.paper, card.attaches, card.defaults_from.endswith("."))) and card.kind in {"layer", "input", "loss"}
         assert any(year in card.paper for year in map(str, range(1990, 2030)))
         assert all(text.endswith(".") for text in (*card.deviations, *card.notes))
         assert (Path(__file__).parent / "methods" / f"test_{name}.py").exists()

@@ -106,7 +106,8 @@ def stages(model: nn.Module, x: Tensor) -> list[Stage]:
     for i, (name, group) in enumerate(groups):
         at = stride(group[-1])
         own = [c.name for c in leaves if (c.opened < begin) == (name == "stem") and (stride(c) == at or name == "stem")]
-        channels = _channels(found, group[-1], entries[i + 1] if i + 1 < len(groups) else None)
+        after = i + 1 < len(groups)
+        channels = _channels(found, group[-1], groups[i + 1][1][0] if after else None, entries[i + 1] if after else "")
         listed = tuple(_conv(found, call, places) for call in group)
         result.append(Stage(name, at, channels, entries[i], tuple(dict.fromkeys(own)), listed))
     return result
@@ -322,16 +323,21 @@ def _entry(found: Trace, first: Call, convs: Sequence[Call]) -> str:
     return f"{name}{INPUT}"
 
 
-def _channels(found: Trace, last: Call, following: str | None) -> int:
-    """Count the channels of what enters the next stage; of the last map of several pixels if there is none."""
+def _channels(found: Trace, last: Call, following: Call | None, entry: str) -> int:
+    """Count the channels of what enters the next stage; of what the last block returns if there is none."""
+    sizes = [found.shape(last.out)[2:]]
     if following is not None:
-        name = following.removesuffix(INPUT)
-        return found.shape(next(call.given or 0 for call in found.calls if call.name == name))[1]
-    size = found.shape(last.out)[2:]
-    head = _conv_head(found, [call for call in found.calls if isinstance(call.module, nn.Conv2d)])
-    end = len(found.nodes) if head is None or head is last else head.opened
-    same = [found.shape(call.out) for call in found.calls if call.opened < end and found.shape(call.out)[2:] == size]
-    return same[-1][1] if same and max(size) > 1 else found.shape(last.out)[1]
+        sizes.append(found.shape(following.given or 0)[2:])
+        values = [call.given for call in found.calls if call.name == entry.removesuffix(INPUT)]
+    else:
+        above = _parents(last.name)[::-1]
+        values = [call.out for name in above for call in found.calls if call.name == name]
+    for shape in (found.shape(value) for value in values if value is not None):
+        if shape[2:] in sizes:
+            return shape[1]
+        if shape[1:-1] in sizes:  # channels last
+            return shape[-1]
+    return found.shape(last.out)[1]
 
 
 def _parents(name: str) -> list[str]:

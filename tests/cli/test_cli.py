@@ -230,8 +230,10 @@ def test_the_lists_list_and_the_card_has_its_facts() -> None:
     methods = json.loads(hardy("methods", "--json").stdout)
     assert {"lfm", "defective_conv"} <= {row["name"] for row in methods}
     card = json.loads(hardy("methods", "defective_conv", "--json").stdout)
-    assert card["defaults"] == {"keep": 0.5, "sites": ["bottom"]} and "patent" in card["notes"][0]
-    assert "patent" in hardy("methods", "defective_conv").stdout
+    assert card["defaults"].items() >= {"keep": 0.5, "sites": ["bottom"]}.items() and "patent" in card["notes"][0]
+    assert card["presets"]["resnet50"] == {"sites": ["bn1", "layer[12].*.bn2"]}
+    shown = hardy("methods", "defective_conv").stdout
+    assert all(text in shown for text in ("patent", "preset 'resnet50'", "measured:", card["measured"][0][:60]))
     assert {"pgd", "fgsm"} <= {row["name"] for row in json.loads(hardy("attacks", "--json").stdout)}
     assert "cifar_resnet20" in hardy("models").stdout.split()
     assert all(

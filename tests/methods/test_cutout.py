@@ -147,4 +147,4 @@ def test_values_out_of_range_are_errors(name: str, value: float) -> None:
 
 
 def test_says_what_it_is() -> None:
-    assert CARD.kind == "input" and not CARD.live and "16 of 32" in CARD.defaults
+    assert CARD.kind == "input" and not CARD.live and "16 of 32" in CARD.defaults_from

@@ -31,7 +31,7 @@ def command(
     rows = [
         {
             **dataclasses.asdict(CARDS[n]),
-            "fields": {f.name: f.default for f in dataclasses.fields(METHODS[n])},
+            "defaults": {f.name: f.default for f in dataclasses.fields(METHODS[n])},
             "presets": {preset: changed_fields(spec) for preset, spec in PRESETS.get(n, {}).items()},
             "measured": measured(n),
         }
@@ -56,8 +56,8 @@ def _show_card(row: dict[str, Any]) -> None:
     out.print(row["summary"], highlight=False)
     out.print(f"\nattaches to: {row['attaches']}", highlight=False)
     out.print(f"at test time: {'stays' if row['live'] else 'gone'}", highlight=False)
-    out.print(f"defaults: {_keys(row['fields'])}", highlight=False, markup=False)
-    out.print(f"  {row['defaults']}", highlight=False, markup=False)
+    out.print(f"defaults: {_keys(row['defaults'])}", highlight=False, markup=False)
+    out.print(f"  {row['defaults_from']}", highlight=False, markup=False)
     for preset, changed in row["presets"].items():
         out.print(f"preset {preset!r}: {_keys(changed) or 'the defaults'}", highlight=False, markup=False)
     for kind in ("measured", "deviations", "notes"):

@@ -18,7 +18,7 @@ class Card:
         kind: layer: works inside the net; input: changes the batch; loss: changes the objective.
         live: Whether it stays at test time.
         attaches: Which tensors of any CNN it takes.
-        defaults: Where the default values come from.
+        defaults_from: Where the default values come from.
         deviations: Where this code differs from the paper or its released code, and what was reconstructed.
         notes: Licences, patents, limits.
     """
@@ -30,6 +30,6 @@ class Card:
     kind: Literal["layer", "input", "loss"]
     live: bool
     attaches: str
-    defaults: str
+    defaults_from: str
     deviations: tuple[str, ...] = ()
     notes: tuple[str, ...] = ()

@@ -33,8 +33,8 @@ CARD = Card(
     kind="input",
     live=False,
     attaches="the input, pixels in [0, 1], gray or RGB; with jsd above 0 the loss instead",
-    defaults="severity 3, 3 chains of 1 to 3 operations, alpha 1 and weight 12 are the defaults of the released CIFAR "
-    "code (its four operations that overlap with the corruption benchmarks are off there, and absent here).",
+    defaults_from="severity 3, 3 chains of 1 to 3 operations, alpha 1 and weight 12 are the defaults of the released "
+    "CIFAR code (its four operations that overlap with the corruption benchmarks are off there, and absent here).",
     deviations=(
         "The three views go through the net one after the other; the paper puts them into one batch, so here batch "
         "norm sees each view alone, and updates its running statistics three times a step.",

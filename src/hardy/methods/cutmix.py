@@ -25,7 +25,7 @@ CARD = Card(
     kind="input",
     live=False,
     attaches="the input, pixels in [0, 1], and the labels, which become soft",
-    defaults="alpha 1 and p 0.5 are what the released code's README gives for CIFAR-100 (for ImageNet p 1).",
+    defaults_from="alpha 1 and p 0.5 are what the released code's README gives for CIFAR-100 (for ImageNet p 1).",
     deviations=(
         "Every image draws its own lambda, box and whether it is mixed; the released code draws once per batch "
         "(scope = 'batch').",

@@ -25,7 +25,7 @@ CARD = Card(
     kind="input",
     live=False,
     attaches="the input, pixels in [0, 1]",
-    defaults="size 0.5 is the 16 of 32 pixels that the released code's README gives for CIFAR-10 (it gives 8 for "
+    defaults_from="size 0.5 is the 16 of 32 pixels that the released code's README gives for CIFAR-10 (it gives 8 for "
     "CIFAR-100 and 20 for SVHN: sizes 0.25 and 0.625); every image is cut; fill 0.5 is ours, see the deviations.",
     deviations=(
         "The paper fills with 0 after normalisation, which is the mean of the data. Here normalisation is inside the "

@@ -34,9 +34,9 @@ CARD = Card(
     live=True,
     attaches="the outputs of convolutions with a kernel above 1 (all, if there are none) in the stem and the first "
     "half of the stages, after their norm and before the activation; the presets name the modules of one net each",
-    defaults="Sampling, place and the constant 0 are those of the released code. Keep 0.5 is one of the shares (0.05 "
-    "to 0.7) of the text of Random Mask, where the clean CIFAR-10 accuracy of ResNet-18 falls from 95.3 % to 93.4 % at "
-    "0.5, 91.8 % at 0.3 and 87.7 % at 0.1.",
+    defaults_from="Sampling, place and the constant 0 are those of the released code. Keep 0.5 is one of the shares "
+    "(0.05 to 0.7) of the text of Random Mask, where the clean CIFAR-10 accuracy of ResNet-18 falls from 95.3 % to "
+    "93.4 % at 0.5, 91.8 % at 0.3 and 87.7 % at 0.1.",
     deviations=(
         "The body of arXiv 1911.08432 was not readable: what is not in its abstract follows the text of Random Mask, "
         "its predecessor, and the released code.",

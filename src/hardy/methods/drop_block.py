@@ -37,8 +37,8 @@ CARD = Card(
     kind="layer",
     live=False,
     attaches="the outputs of convolutions with a kernel above 1 in the second half of the stages, after their norm",
-    defaults="p 0.1, blocks of 3, each channel by itself, no schedule: the baseline in the released code of defective "
-    "convolution (blocks 3, 4); the paper's blocks are larger (7 on ImageNet).",
+    defaults_from="p 0.1, blocks of 3, each channel by itself, no schedule: the baseline in the released code of "
+    "defective convolution (blocks 3, 4); the paper's blocks are larger (7 on ImageNet).",
     deviations=(
         "The share that is dropped is p exactly, on maps of any size; rate='paper' takes the formula of the paper, "
         "which drops less where blocks overlap: asked for 0.1 (blocks of 7, 14x14 map) 0.093, for 0.5 0.36.",

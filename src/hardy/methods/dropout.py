@@ -29,8 +29,8 @@ CARD = Card(
     live=False,
     attaches="the pooled features that enter the last linear layer; on request the outputs of convolutions with a "
     "kernel above 1 in some stages, after their norm",
-    defaults="p 0.5 is the paper's value for hidden units (0.2 for inputs); the place is the common one in CNNs that "
-    "end in one linear layer.",
+    defaults_from="p 0.5 is the paper's value for hidden units (0.2 for inputs); the place is the common one in CNNs "
+    "that end in one linear layer.",
     deviations=(
         "What is kept is scaled by 1 / (1 - p) while training; the paper scales the weights at test time instead, and "
         "mentions this as the same.",

@@ -24,8 +24,8 @@ CARD = Card(
     kind="input",
     live=False,
     attaches="the input, pixels in [0, 1]",
-    defaults="sigma 0.1 and half of the images are ours, untuned, for small images (the ImageNet model of one sigma "
-    "that the paper's authors released is named after sigma 0.5).",
+    defaults_from="sigma 0.1 and half of the images are ours, untuned, for small images (the ImageNet model of one "
+    "sigma that the paper's authors released is named after sigma 0.5).",
     deviations=(
         "The paper tunes sigma to its data (its text was not read whole); ours is an untuned guess for small images.",
         "Noisy images are clipped to [0, 1]; an image is noisy or not by a draw of its own.",

@@ -25,8 +25,8 @@ CARD = Card(
     kind="loss",
     live=False,
     attaches="the task loss",
-    defaults="smoothing 0.1 is the paper's value on ImageNet, and that of the label-smoothing baseline in the released "
-    "code of defective convolution.",
+    defaults_from="smoothing 0.1 is the paper's value on ImageNet, and that of the label-smoothing baseline in the "
+    "released code of defective convolution.",
     deviations=(
         "Spread over all classes, as in the paper; the released code of defective convolution spreads over the others.",
     ),

@@ -40,8 +40,8 @@ CARD = Card(
     live=False,
     attaches="the output of the first convolution of the main path, before any norm; also the tensor that enters the "
     "first stage ('before_stage1'), the pooled features ('pooled', whole channels only), any stage or module",
-    defaults="p 0.15, 32 of 64 channels, area 0.02 to 0.4, aspect 0.3 to 3.33 and the uniform fill are the released "
-    "code's; a gate and channels for each image are how we read the abstract.",
+    defaults_from="p 0.15, 32 of 64 channels, area 0.02 to 0.4, aspect 0.3 to 3.33 and the uniform fill are the "
+    "released code's; a gate and channels for each image are how we read the abstract.",
     deviations=(
         "The paper's body and tables were not readable: what is not in the abstract follows the released code, in "
         "which the call is commented out, so that we do not know which variant gave the paper's numbers.",

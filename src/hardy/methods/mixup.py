@@ -45,7 +45,7 @@ CARD = Card(
     kind="input",
     live=False,
     attaches="the input, pixels in [0, 1], and the labels, which become soft",
-    defaults="alpha 1, which makes lambda uniform, is the default of the released CIFAR-10 code; "
+    defaults_from="alpha 1, which makes lambda uniform, is the default of the released CIFAR-10 code; "
     "every image is mixed, as there.",
     deviations=(
         "One lambda per image; the released code draws one per batch (scope = 'batch').",

@@ -28,8 +28,8 @@ CARD = Card(
     kind="input",
     live=False,
     attaches="the input, pixels in [0, 1]",
-    defaults="p, area and aspect are the defaults of the paper's released code; random values for every pixel are what "
-    "Algorithm 1 fills with (that code fills with the mean of the data).",
+    defaults_from="p, area and aspect are the defaults of the paper's released code; random values for every pixel are "
+    "what Algorithm 1 fills with (that code fills with the mean of the data).",
     deviations=(
         "Boxes lie in pixel space and are filled before normalisation.",
         "The aspect is uniform in its range, as in Algorithm 1; torchvision and timm draw its logarithm. A size that "

@@ -26,7 +26,7 @@ CARD = Card(
     kind="layer",
     live=False,
     attaches="the outputs of convolutions with a kernel above 1 in the second half of the stages, after their norm",
-    defaults="p 0.1 in the second half of the stages: the baseline in the released code of defective convolution "
+    defaults_from="p 0.1 in the second half of the stages: the baseline in the released code of defective convolution "
     "(blocks 3, 4 of ResNet-18), not the paper, whose nets estimate poses.",
     deviations=(
         "That baseline drops the second convolution of a block before its norm; here every place is after a norm. The "

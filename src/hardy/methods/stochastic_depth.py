@@ -31,7 +31,7 @@ CARD = Card(
     kind="layer",
     live=False,
     attaches="what each block adds to its shortcut; nets without residual sums are an error",
-    defaults="p 0.5 for the last branch and linear decay towards the first: the paper's.",
+    defaults_from="p 0.5 for the last branch and linear decay towards the first: the paper's.",
     deviations=(
         "Each image draws by itself, as in timm and torchvision; the paper skips a branch for a whole batch, which "
         "also saves its time.",
