@@ -116,9 +116,10 @@ INTRO = f"""# Any CNN
 
 Computed by `python docs/nets.py`; a slow test repeats it. For {len(NETS)} families: the smallest image tried, the
 stages (stride:channels, the stem first), and what each method that works inside a net takes there by default, as number
-of places and first place. Each cell was attached, trained for one step and detached again without a trace. Methods that
-change the batch or the loss work on every net. A star: there is no norm (or activation) at some of these places, so
-the output of the convolution itself is taken; the attachment names them (`attachment.notes`).
+of places and first place. Each cell was attached, trained for one step and detached again without a trace; slow tests
+attach at 224 px as well. Methods that change the batch or the loss work on every net. A star: the attachment has a note
+(`attachment.notes`): no norm takes the output of some of these convolutions, so the output itself is the place; the
+feature map is no larger than a block; or the net drops values of its own.
 
 `hardy layers MODEL` shows the same for your net.
 """

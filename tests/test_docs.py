@@ -56,6 +56,26 @@ def test_every_method_works_on_every_family_of_nets_as_the_page_says() -> None:
     assert committed == generator("docs/nets.py").nets_page(), "run: python docs/nets.py"
 
 
+@pytest.mark.slow
+@pytest.mark.timeout(120)
+@pytest.mark.parametrize("family", generator("docs/nets.py").NETS)
+def test_every_family_works_at_224_pixels(family: str) -> None:
+    nets = generator("docs/nets.py")
+    name, size = nets.NETS[family]
+    model = nets.build(name).eval()
+    small, large = hardy.stages(model, nets.images(size)), hardy.stages(model, nets.images(224))
+    assert large[0].convs[0].name == small[0].convs[0].name
+    assert [s.name for s in large] == ["stem", *(f"stage{i}" for i in range(1, len(large)))]
+    strides = [s.stride for s in large[1:]]
+    assert strides == sorted(set(strides)) and len(large) >= len(small) - 1
+    x, methods = nets.images(224), [LocalFeatureMasking(), DefectiveConv()]
+    with torch.no_grad():
+        want = model(x)
+        with hardy.attach(model, methods, example=x, seed=0) as attached:
+            assert all(a.sites for a in attached) and model(x).isfinite().all()
+        assert torch.equal(model(x), want)
+
+
 def test_the_page_of_nets_has_every_family_and_method() -> None:
     nets, page = generator("docs/nets.py"), (ROOT / "docs" / "nets.md").read_text(encoding="utf-8")
     table = [line for line in page.splitlines() if line.startswith("| ")]

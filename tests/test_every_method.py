@@ -158,9 +158,9 @@ class TestTable:
     def test_every_method_has_a_card_and_a_test(self, name: str) -> None:
         card = CARDS[name]
         assert card.name == name and card.url.startswith("https://") and card.summary.endswith(".")
-        assert all((card.paper, card.attaches, card.defaults_from.endswith("."))) and card.kind in {"layer", "input", "loss"}
+        assert card.paper and card.attaches and card.kind in {"layer", "input", "loss"}
         assert any(year in card.paper for year in map(str, range(1990, 2030)))
-        assert all(text.endswith(".") for text in (*card.deviations, *card.notes))
+        assert all(text.endswith(".") for text in (card.defaults_from, *card.deviations, *card.notes))
         assert (Path(__file__).parent / "methods" / f"test_{name}.py").exists()
         doc = METHODS[name].__doc__
         assert doc is not None
