@@ -128,7 +128,11 @@ def pick(found: Sequence[Stage], site: str) -> list[Stage]:
     half = math.ceil(len(rest) / 2)
     groups = {"bottom": stem + rest[:half], "top": rest[half:], "all": list(found), **{s.name: [s] for s in found}}
     if not groups.get(site):
-        raise LayerNotFoundError(f"the net has no stage {site!r}; it has {', '.join(s.name for s in found)}.")
+        have = ", ".join(s.name for s in found)
+        hint = (
+            " One stage behind the stem is all bottom: use 'stage1' or 'all'." if site == "top" else ""
+        )
+        raise LayerNotFoundError(f"the net has no stage {site!r}; it has {have}.{hint}")
     return groups[site]
 
 

@@ -1,8 +1,11 @@
-"""Range checks that the specs share, in one wording."""
+"""Range checks and other wordings that the specs share."""
+
+import math
+from collections.abc import Sequence
 
 from hardy.errors import ParameterError
 
-__all__ = ["in_range", "one_of"]
+__all__ = ["box_ranges", "in_range", "one_of", "some"]
 
 
 def in_range(method: str, name: str, value: float, low: int | float, high: int | float) -> None:
@@ -15,3 +18,16 @@ def one_of(method: str, name: str, value: str, known: tuple[str, ...]) -> None:
     """Raise ParameterError unless ``value`` is one of ``known``."""
     if value not in known:
         raise ParameterError(f"{method}: {name} must be one of {', '.join(known)}; got {value!r}.")
+
+
+def box_ranges(method: str, *, area: tuple[float, float], aspect: tuple[float, float]) -> None:
+    """Raise ParameterError unless both are ranges from which boxes can be drawn."""
+    if not 0 < area[0] <= area[1] <= 1:
+        raise ParameterError(f"{method}: area must be 0 < low <= high <= 1; got {area}.")
+    if not (0 < aspect[0] <= aspect[1] and math.isfinite(aspect[1])):
+        raise ParameterError(f"{method}: aspect must be 0 < low <= high; got {aspect}.")
+
+
+def some(names: Sequence[str]) -> str:
+    """List the first three of many names, and their number."""
+    return f"{', '.join(names[:3])}{', ...' if len(names) > 3 else ''} ({len(names)} in all)"

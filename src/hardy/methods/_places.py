@@ -6,6 +6,7 @@ from typing import Literal
 
 from torch import Tensor, nn
 
+from hardy.methods._checks import some
 from hardy.topology import Conv, Stage, classifier_input, first_conv, is_stage, pick, stages
 
 __all__ = ["Position", "after_norm", "early", "outputs"]
@@ -43,9 +44,9 @@ def outputs(
     early = [c.name for c in convs if c.norm is not None and c.act is None]
     notes = []
     if bare and position != "post_conv":
-        notes.append(f"after the convolution itself, as no norm takes its output: {_some(bare)}")
+        notes.append(f"after the convolution itself, as no norm takes its output: {some(bare)}")
     if early and position == "post_activation":
-        notes.append(f"after the norm, as no activation module takes its output: {_some(early)}")
+        notes.append(f"after the norm, as no activation module takes its output: {some(early)}")
     return tuple(dict.fromkeys(chosen)), tuple(notes)
 
 
@@ -83,7 +84,3 @@ def _place(conv: Conv, position: Position) -> str:
         return conv.name
     normed = conv.norm or conv.name
     return conv.act or normed if position == "post_activation" else normed
-
-
-def _some(names: Sequence[str]) -> str:
-    return f"{', '.join(names[:3])}{', ...' if len(names) > 3 else ''} ({len(names)} in all)"

@@ -20,7 +20,7 @@ from torch import Tensor, nn
 from hardy import seeding, surgery
 from hardy.errors import AttachError, ParameterError
 from hardy.methods._card import Card
-from hardy.methods._checks import in_range, one_of
+from hardy.methods._checks import in_range, one_of, some
 from hardy.methods._places import after_norm
 from hardy.taps import KeyedLayer
 
@@ -238,8 +238,7 @@ class DropBlock:
         sites, notes = after_norm(model, example, self.sites)
         held = surgery.Insert(self, seed=seed)
         attachment = surgery.after(model, sites, layer, method=CARD.name, example=example, held=held)
-        shown = f"{', '.join(whole[:3])}{', ...' if len(whole) > 3 else ''}"
-        small = f"whole channels go where the map is not larger than the block: {shown} ({len(whole)} in all)"
+        small = f"whole channels go where the map is not larger than the block: {some(whole)}"
         held.notes = (*notes, small) if whole else notes
         return attachment
 

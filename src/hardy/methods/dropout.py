@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from hardy import seeding, surgery, topology
 from hardy.methods._card import Card
-from hardy.methods._checks import in_range
+from hardy.methods._checks import in_range, some
 from hardy.methods._places import after_norm
 from hardy.sites import module_names
 from hardy.taps import KeyedLayer
@@ -109,5 +109,4 @@ def _own(model: nn.Module) -> tuple[str, ...]:
     """Say which layers of the net itself drop values as well."""
     modules = {name: model.get_submodule(name) for name in module_names(model)}
     own = [f"{name} (p {m.p:g})" for name, m in modules.items() if type(m) is nn.Dropout and m.p > 0]
-    shown = f"{', '.join(own[:3])}{', ...' if len(own) > 3 else ''}"
-    return (f"the net has dropout of its own, and both act: {shown} ({len(own)} in all)",) if own else ()
+    return (f"the net has dropout of its own, and both act: {some(own)}",) if own else ()

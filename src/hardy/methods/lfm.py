@@ -20,7 +20,7 @@ from hardy import seeding, surgery
 from hardy.errors import AttachError, ParameterError
 from hardy.methods._boxes import TRIES, boxes
 from hardy.methods._card import Card
-from hardy.methods._checks import in_range, one_of
+from hardy.methods._checks import box_ranges, in_range, one_of
 from hardy.methods._places import early
 from hardy.taps import KeyedLayer
 
@@ -237,10 +237,7 @@ class LocalFeatureMasking:
                 f"{me}: channel_ratio and num_channels say the same thing; got {self.channel_ratio} and "
                 f"{self.num_channels}. Give one of them."
             )
-        if not 0 < self.area[0] <= self.area[1] <= 1:
-            raise ParameterError(f"{me}: area must be 0 < low <= high <= 1; got {self.area}.")
-        if not (0 < self.aspect[0] <= self.aspect[1] and math.isfinite(self.aspect[1])):
-            raise ParameterError(f"{me}: aspect must be 0 < low <= high; got {self.aspect}.")
+        box_ranges(me, area=self.area, aspect=self.aspect)
         if self.fill != "uniform" if isinstance(self.fill, str) else not math.isfinite(self.fill):
             raise ParameterError(f"{me}: fill must be a finite number or 'uniform'; got {self.fill!r}.")
         one_of(me, "gate", self.gate, SCOPES)

@@ -4,7 +4,6 @@ Zhong, Zheng, Kang, Li, Yang. "Random erasing data augmentation". AAAI 2020, htt
 (Algorithm 1). Here as a method, so that it is keyed and paired like the others.
 """
 
-import math
 from dataclasses import dataclass
 from typing import Literal
 
@@ -16,7 +15,7 @@ from hardy import seeding, surgery
 from hardy.errors import ParameterError
 from hardy.methods._boxes import TRIES, boxes
 from hardy.methods._card import Card
-from hardy.methods._checks import in_range
+from hardy.methods._checks import box_ranges, in_range
 
 __all__ = ["CARD", "RandomErasing", "random_erasing"]
 
@@ -93,10 +92,7 @@ class RandomErasing:
 
     def __post_init__(self) -> None:
         in_range("RandomErasing", "p", self.p, 0, 1)
-        if not 0 < self.area[0] <= self.area[1] <= 1:
-            raise ParameterError(f"RandomErasing: area must be 0 < low <= high <= 1; got {self.area}.")
-        if not (0 < self.aspect[0] <= self.aspect[1] and math.isfinite(self.aspect[1])):
-            raise ParameterError(f"RandomErasing: aspect must be 0 < low <= high; got {self.aspect}.")
+        box_ranges("RandomErasing", area=self.area, aspect=self.aspect)
         if not isinstance(self.fill, int | float) and self.fill != "uniform":
             raise ParameterError(f"RandomErasing: fill must be a number or 'uniform'; got {self.fill!r}.")
         if self.fill != "uniform":

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from hardy import residual, seeding, surgery, topology
 from hardy.errors import AttachError
 from hardy.methods._card import Card
-from hardy.methods._checks import in_range, one_of
+from hardy.methods._checks import in_range, one_of, some
 from hardy.sites import module_names, resolve
 from hardy.taps import KeyedLayer
 
@@ -151,8 +151,7 @@ def _notes(model: nn.Module, chosen: Sequence[str], rates: dict[str, float]) -> 
         for module in [model.get_submodule(name)]
         if (rate := getattr(module, RATES.get(type(module).__name__, ""), None) or 0) > 0
     ]
-    shown = f"{', '.join(own[:3])}{', ...' if len(own) > 3 else ''}"
-    notes = [f"the net has stochastic depth of its own, and both act: {shown} ({len(own)} in all)"] if own else []
+    notes = [f"the net has stochastic depth of its own, and both act: {some(own)}"] if own else []
     if len(rates) < len(chosen):
         notes.append("a module that serves several branches drops all with the rate of the first")
     return tuple(notes)
