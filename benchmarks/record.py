@@ -17,9 +17,10 @@ STEP = "2026-11-20_methods_speed"
 QUALITY = "2026-11-20_methods_digits"
 POINTS = {  # point of the result -> how a card calls it
     "clean/clean": "clean",
-    "noise/0.12": "Gaussian noise 0.12",
-    "white_box/white_box": "white-box",
-    "transfer/transfer": "transfer",
+    "noise/sigma 0.12": "Gaussian noise 0.12",
+    "white_box/pgd": "white-box PGD-20",
+    "transfer/plain, own seed": "transfer",
+    "transfer/same method, next seed": "gray-box",
 }
 
 
@@ -47,8 +48,8 @@ def gain() -> dict[str, Any]:
                 for said, row in rows.items()
             )
     what = (
-        f"Digits, CIFAR ResNet-8, {found['seeds']} paired seeds, accuracy against the plain net in points "
-        f"(95 % interval; attacks at {found['threat']})"
+        f"Digits, CIFAR ResNet-8, {found['seeds']} paired seeds, accuracy minus that of the plain net in points with "
+        f"its 95 % interval, attacks at {found['threat']}"
     )
     return {"what": what, "folder": QUALITY, "methods": methods}
 
