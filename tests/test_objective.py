@@ -150,7 +150,19 @@ class TestKeys:
         again = Objective(net)
         assert torch.equal(again(x, y)[0], a) and torch.equal(again(x, y)[0], b)
         assert not torch.equal(second(x, y)[0], a)
-        assert "step" not in first.state_dict()
+        assert first.state_dict()["step"] == 2
+
+    def test_without_keys_a_stopped_loop_goes_on_with_its_numbers(self, net: Net, x: Tensor, y: Tensor) -> None:
+        attach(net, RANDOM, example=x, seed=0)
+        objective = Objective(net)
+        losses = [objective(x, y)[1]["task"] for _ in range(2)]
+        state, counters = copy.deepcopy(objective.state_dict()), [a.state_dict() for a in attachments(net)]
+        losses += [objective(x, y)[1]["task"] for _ in range(2)]
+        resumed = Objective(copy.deepcopy(net))
+        resumed.load_state_dict(state)
+        for attachment, counter in zip(attachments(resumed.model), counters, strict=True):
+            attachment.load_state_dict(counter)
+        assert [resumed(x, y)[1]["task"] for _ in range(2)] == losses[2:]
 
     def test_an_epoch_gives_new_numbers(self, net: Net, x: Tensor, y: Tensor) -> None:
         attach(net, RANDOM, example=x, seed=0)
@@ -292,6 +304,14 @@ class TestTask:
         other = attach(Net(), [LabelSmoothing()], example=x, seed=0)
         with pytest.raises(AttachError, match=r"Objective: label_smoothing must be attached to this model"):
             Objective(net, other)
+
+    def test_what_is_attached_to_a_part_is_refused_unless_it_is_a_mask(self, net: Net, x: Tensor) -> None:
+        outer = nn.Sequential(net)
+        DefectiveConv(sites=("norm1",)).attach(net, example=x, seed=0)
+        Objective(outer)
+        GaussianNoise().attach(net, example=x, seed=0)
+        with pytest.raises(AttachError, match="defective_conv, gaussian_noise at its part '0' would take no part"):
+            Objective(outer)
 
     def test_only_the_named_attachments_take_part(self, net: Net, x: Tensor, y: Tensor) -> None:
         a = attach(net, [LabelSmoothing(), RandomErasing(p=1.0)], example=x, seed=0)

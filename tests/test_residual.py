@@ -33,6 +33,26 @@ class Fork(nn.Module):
         return (self.conv3(self.conv2(a) + b)).mean((2, 3))
 
 
+class Slices(Fork):
+    """The same with slices."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.conv1(x)
+        return torch.relu(self.conv3(torch.relu(self.conv2(x[:, :2])) + x[:, 2:])).mean((2, 3))
+
+
+class Deep(nn.Module):
+    """A shortcut with two convolutions is no projection."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.short = nn.Sequential(nn.Conv2d(3, 3, 1), nn.Conv2d(3, 3, 1))
+        self.branch = nn.Sequential(*[nn.Conv2d(3, 3, 1) for _ in range(4)], nn.ReLU())
+
+    def forward(self, x: Tensor) -> Tensor:
+        return (self.short(x) + self.branch(x)).mean((2, 3))
+
+
 class Scaled(nn.Module):
     def __init__(self) -> None:
         super().__init__()
@@ -51,6 +71,13 @@ class TestResidual:
             ("res2net50_26w_4s", 16, "layer1.0.bn3", "layer4.2.bn3"),
             ("efficientnet_b0", 9, "blocks.1.1.drop_path", "blocks.5.3.drop_path"),
             ("convnext_atto", 12, "stages.0.blocks.0.drop_path", "stages.3.blocks.1.drop_path"),
+            (
+                "cspdarknet53",
+                23,
+                "stages.0.blocks.0.drop_path",
+                "stages.4.blocks.3.drop_path",
+            ),  # the block is half a map
+            ("repghostnet_050", 11, "blocks.0.0.ghost2", "blocks.8.3.ghost2"),
             ("resnetv2_50", 16, "stages.0.blocks.0.drop_path", "stages.3.blocks.2.drop_path"),
         ],
     )
@@ -58,7 +85,7 @@ class TestResidual:
         found = residual_branches(timm.create_model(name), images(64))
         assert (len(found), found[0], found[-1]) == (count, first, last)
 
-    @pytest.mark.parametrize("name", ["densenet121", "vgg11_bn", "googlenet"])
+    @pytest.mark.parametrize("name", ["densenet121", "vgg11_bn", "googlenet", "repvgg_a0"])
     def test_nets_without_shortcuts_have_none(self, name: str) -> None:
         assert residual_branches(timm.create_model(name.replace("googlenet", "inception_v3")), images(96)) == ()
 
@@ -67,8 +94,9 @@ class TestResidual:
         net = cifar_resnet_6n2(8, num_classes=3, in_channels=3, width=4, shortcut=shortcut)
         assert residual_branches(net, images(16)) == tuple(f"layer{i}.0.bn2" for i in (1, 2, 3))
 
-    def test_a_part_split_off_is_no_shortcut(self) -> None:
-        assert residual_branches(Fork(), images(8)) == ()
+    @pytest.mark.parametrize("net", [Fork(), Slices(), Deep()], ids=["split", "slice", "two convolutions"])
+    def test_a_part_split_off_and_a_deep_shortcut_are_none(self, net: nn.Module) -> None:
+        assert residual_branches(net, images(8)) == ()
 
     def test_a_scaled_branch_is_found_at_its_module(self) -> None:
         assert residual_branches(Scaled(), images(8)) == ("conv",)

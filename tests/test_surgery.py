@@ -19,7 +19,7 @@ from torch.utils.checkpoint import checkpoint
 from torch.utils.hooks import RemovableHandle
 
 from hardy.errors import AttachError, CallError, LayerNotFoundError, ShapeError
-from hardy.methods import DefectiveConv, LabelSmoothing, SpatialDropout
+from hardy.methods import METHODS, DefectiveConv, LabelSmoothing, SpatialDropout
 from hardy.surgery import (
     Attachment,
     Insert,
@@ -313,6 +313,21 @@ class TestOutsideAForwardPass:
             got.append([torch.autograd.grad(loss, weight, retain_graph=True)[0] for _ in range(3)])
         assert all(torch.equal(a, b) for a, b in zip(*got, strict=True))
 
+    def test_two_passes_before_backward_are_an_error_under_checkpointing(self, x: Tensor) -> None:
+        net = Net(checkpointing=True)
+        DROP.attach(net, example=x, seed=0)
+        key = torch.arange(4)
+        for step in range(2):  # one after the other is fine
+            set_keys(net, key + step)
+            net(x).sum().backward()
+        set_keys(net, key)
+        first = net(x).sum()
+        set_keys(net, key + 1)
+        with pytest.raises(AttachError, match=r"2 forward passes with other random numbers.*backward after each pass"):
+            (first + net(x).sum()).backward()
+        set_keys(net, key)
+        net(x).sum().backward()
+
     def test_checkpointing_without_keys_is_an_error(self, x: Tensor) -> None:
         net = Net(checkpointing=True)
         with DROP.attach(net, example=x, seed=0):
@@ -469,14 +484,40 @@ def test_capture_of_a_missing_site_says_so(net: Net) -> None:
         f["fc"]
 
 
-def test_the_mode_is_the_mode_of_the_site(net: Net, x: Tensor) -> None:
+def test_the_mode_is_that_of_the_model(net: Net, x: Tensor) -> None:
     with DROP.attach(net, example=x, seed=0) as a:
-        net.block.relu.eval()
-        net(x)
-        assert a.state_dict() == {COUNTER: 0}
-        net.train()
+        net.block.relu.eval()  # as norms are that keep their statistics
         net(x)
         assert a.state_dict() == {COUNTER: 1}
+        net.eval()
+        net(x)
+        assert a.state_dict() == {COUNTER: 1}
+        net.train()
+        net(x)
+        assert a.state_dict() == {COUNTER: 2}
+
+
+def test_a_method_at_a_frozen_norm_acts(net: Net, x: Tensor) -> None:
+    method = SpatialDropout(p=0.5, sites=("block.bn1",))
+    with method.attach(net, example=x, seed=0):
+        net.block.bn1.eval()
+        assert not torch.equal(net(x), net(x))
+
+
+def test_an_example_that_the_net_changes_stays(x: Tensor) -> None:
+    class Shift(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.conv, self.fc = nn.Conv2d(3, 4, 3), nn.Linear(4, 2)
+
+        def forward(self, x: Tensor) -> Tensor:
+            out: Tensor = self.fc(self.conv(x.sub_(0.5)).mean((2, 3)))
+            return out
+
+    before = x.clone()
+    methods = [METHODS[name]() for name in ("lfm", "dropout", "mixup")]
+    with attach(Shift(), methods, example=x, seed=0):
+        assert torch.equal(x, before)
 
 
 def test_attaching_does_not_draw(x: Tensor) -> None:

@@ -13,7 +13,7 @@ from hardy.methods import DefectiveConv
 from hardy.methods._places import after_norm, early, outputs
 from hardy.models.cifar_resnet import cifar_resnet18, cifar_resnet_6n2
 from hardy.surgery import Insert, after, capture
-from hardy.topology import Stage, classifier_input, first_conv, is_stage, pick, stages
+from hardy.topology import Stage, classifier_inputs, first_conv, is_stage, pick, stages
 
 
 def images(size: int) -> Tensor:
@@ -376,6 +376,29 @@ class TestPlaces:
                 net(x)
             assert all(not value.any() for value in seen.values()) and len(seen) == 2
 
+    def test_pooling_inside_a_block_does_not_hide_its_shortcut(self) -> None:
+        found = stages(
+            timm.create_model("resnetaa50", num_classes=3), images(64)
+        )  # pools behind its second convolution
+        assert [s.entry for s in found[1:]] == [f"layer{i}@input" for i in (1, 2, 3, 4)]
+        assert [s.channels for s in found[1:]] == [256, 512, 1024, 2048]
+
+    def test_what_fills_a_buffer_piece_by_piece_stays_on_the_main_path(self) -> None:
+        class Pieces(nn.Module):
+            def __init__(self) -> None:
+                super().__init__()
+                self.c1, self.c2, self.c3 = nn.Conv2d(3, 4, 3, padding=1), nn.Conv2d(4, 4, 3, 2, 1), nn.Conv2d(8, 4, 1)
+                self.fc = nn.Linear(4, 2)
+
+            def forward(self, x: Tensor) -> Tensor:
+                x = self.c2(self.c1(x))
+                both = torch.zeros(len(x), 8, *x.shape[2:])
+                both[:, :4], both[:, 4:] = x, -x
+                out: Tensor = self.fc(self.c3(both).mean((2, 3)))
+                return out
+
+        assert [conv_names(s) for s in stages(Pieces(), images(16))] == [["c1"], ["c2", "c3"]]
+
     def test_sites_before_a_stage_and_behind_the_pooling(self) -> None:
         net, x = torchvision.models.resnet18(), images(64)
         assert early(net, x, ("before_stage1", "pooled", "stem")) == ("layer1@input", "fc@input", "conv1")
@@ -407,18 +430,28 @@ class TestClassifier:
     )
     def test_of_torchvision(self, name: str, want: str, shape: tuple[int, ...]) -> None:
         net, x = torchvision.models.get_model(name, num_classes=7).eval(), images(64)
-        assert classifier_input(net, x) == want
+        assert classifier_inputs(net, x) == (want,)
         with capture(net, [want]) as seen:
             net(x)
         assert seen[want].shape == shape
 
     def test_a_convolution_may_be_the_classifier(self) -> None:
         net = nn.Sequential(nn.Conv2d(3, 4, 3), nn.ReLU(), nn.AdaptiveAvgPool2d(1), nn.Conv2d(4, 5, 1), nn.Flatten())
-        assert classifier_input(net, images(16)) == "3@input"
+        assert classifier_inputs(net, images(16)) == ("3@input",)
+
+    def test_a_mean_of_heads_has_several(self) -> None:
+        net, x = timm.create_model("repvit_m0_9", num_classes=3).eval(), images(64)
+        sites = classifier_inputs(net, x)
+        assert sites == ("head.head.l@input", "head.head_dist.l@input")
+        with (
+            after(net, sites, lambda _, __: Zero(), method="zero", example=x, held=Insert(None, seed=0)),
+            torch.no_grad(),
+        ):
+            torch.testing.assert_close(net(x), net(x.flip(-1)))
 
     def test_a_net_without_one_says_so(self) -> None:
         net = nn.Sequential(nn.Conv2d(3, 4, 3), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Softmax(1))
-        assert classifier_input(net, images(16)) == "0@input"  # four channels, four logits
+        assert classifier_inputs(net, images(16)) == ("0@input",)  # four channels, four logits
         net = nn.Sequential(nn.Conv2d(3, 4, 3), nn.Flatten())
         with pytest.raises(LayerNotFoundError, match="no linear layer that makes its 784 logits"):
-            classifier_input(net, images(16))
+            classifier_inputs(net, images(16))

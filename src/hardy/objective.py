@@ -9,6 +9,7 @@ from torch import Tensor, nn
 
 from hardy import seeding
 from hardy.errors import AttachError, ShapeError
+from hardy.sites import BOX
 from hardy.surgery import Attachment, Context, Insert, attachments, set_keys
 
 __all__ = ["Objective"]
@@ -28,7 +29,8 @@ class Objective(nn.Module):
         seed: Seed of the keys when the caller passes none.
 
     Raises:
-        AttachError: something in ``attached`` belongs to another model, or two of them define the task loss.
+        AttachError: something in ``attached`` belongs to another model, two of them define the task loss, or train-only
+            methods are attached to a part of the model, where they would take no part.
 
     Example:
         >>> objective = Objective(nn.Sequential(nn.Flatten(), nn.Linear(4, 2)))
@@ -44,10 +46,17 @@ class Objective(nn.Module):
         for other in attached or ():
             if other.model is not model:
                 raise AttachError(f"Objective: {other.name} must be attached to this model; it belongs to another one.")
+        for name, part in model.named_modules():
+            held = getattr(part, BOX, None) if name else None
+            if held is not None and not all(insert.live for insert in held.values()):
+                raise AttachError(
+                    f"Objective: methods must be attached to the model itself; {', '.join(held)} at its part {name!r} "
+                    "would take no part. Attach to the model, or train the parts one by one."
+                )
         self.model = model
         self.names = [a.name for a in (attachments(model) if attached is None else attached)]
         self.root = seeding.root(seed, "objective")
-        self.register_buffer("step", torch.zeros((), dtype=torch.int64), persistent=False)
+        self.register_buffer("step", torch.zeros((), dtype=torch.int64))
         tasks = [name for name, held in self._inserts() if type(held).task is not Insert.task]
         if len(tasks) > 1:
             raise AttachError(f"Objective: only one method can define the task loss; {' and '.join(tasks)} do.")

@@ -8,6 +8,7 @@ __all__ = ["residual_branches"]
 
 SUMS = {"add", "add_", "__add__", "__iadd__", "__radd__"}
 SPLITS = {"split", "chunk", "tensor_split", "split_with_sizes", "unbind"}
+SLICES = {"__getitem__", "narrow", "index_select"}
 SCALINGS = {"mul", "mul_", "__mul__", "__rmul__", "__imul__", "div", "__truediv__", "permute", "contiguous"}
 
 
@@ -15,8 +16,9 @@ def residual_branches(model: nn.Module, x: Tensor) -> tuple[str, ...]:
     """List the sites whose output a block adds to its shortcut, in call order.
 
     A sum of two feature maps counts if one of them, the shortcut, is a value that the other was made from, or such a
-    value after at most one convolution, but no part split off it. The branch is the one with more convolutions. Where
-    the branch is scaled after its last module (by a number or a parameter), the site is that module.
+    value after at most one convolution, but no part split off it. The other one, the branch, must have more
+    convolutions; one beside a shortcut with a norm or a convolution is a kernel made of several, as in RepVGG, and no
+    branch. Where the branch is scaled after its last module (by a number or a parameter), the site is that module.
 
     Args:
         model: Any plain CNN classifier.
@@ -33,22 +35,26 @@ def residual_branches(model: nn.Module, x: Tensor) -> tuple[str, ...]:
         shortcut, branch = sorted(node.parents, key=lambda n: found.nodes[n].convs)
         shapes = {found.shape(shortcut), found.shape(branch), node.shape}
         deeper = found.nodes[branch].convs > found.nodes[shortcut].convs
-        if len(node.shape) == 4 and len(shapes) == 1 and deeper and _shortcut(found, shortcut, branch):
+        if len(node.shape) == 4 and len(shapes) == 1 and deeper and _is_block(found, shortcut, branch):
             sites += _returned_by(found, branch)
     return tuple(dict.fromkeys(sites))
 
 
-def _shortcut(found: Trace, shortcut: int, branch: int) -> bool:
-    """Tell whether ``shortcut`` is a value that the branch was made from, or such a value after one projection."""
-    value = shortcut
+def _is_block(found: Trace, shortcut: int, branch: int) -> bool:
+    """Tell whether the branch is made from what the shortcut is, before one projection, and is more than a kernel."""
+    value, plain = shortcut, True
     projections = 0
     while not found.made(value, branch):
         node = found.nodes[value]
         projections += node.op.startswith("conv")
+        plain &= not node.op.startswith("conv") and "norm" not in node.op
         if len(node.parents) != 1 or projections > 1 or node.op in SPLITS:
             return False
         (value,) = node.parents
-    return found.nodes[value].op not in SPLITS
+        if node.op in SLICES and node.shape[1] < found.shape(value)[1]:  # some channels of it
+            return False
+    first, last = found.nodes[value], found.nodes[branch]
+    return plain or last.convs - first.convs > 1 or last.acts > first.acts
 
 
 def _returned_by(found: Trace, value: int) -> list[str]:

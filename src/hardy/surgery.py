@@ -328,7 +328,7 @@ def after(
     """
     names = list(resolve(model, sites))
     with capture(model, names) as seen, without_trace(model, example):
-        model(example[:1])
+        model(example[:1].clone())  # a net may change what it is given
     held.input_shape = (example.shape[1], example.shape[2], example.shape[3])
     taps = []
     for name, calls in resolve(model, sites).items():

@@ -71,7 +71,7 @@ class Tap(nn.Module):
     def __init__(self, name: str, calls: tuple[int, ...], total: int) -> None:
         super().__init__()
         self.name, self.calls, self.total = name, calls, total
-        self.count, self.running = 0, False
+        self.count, self.running, self.mode = 0, False, True
         self.handles: list[RemovableHandle] = []  # part of the module, so that unpickling reserves their hook numbers
 
     def connect(self, model: nn.Module) -> None:
@@ -90,9 +90,9 @@ class Tap(nn.Module):
         for handle in self.handles:
             handle.remove()
 
-    def begin(self, *_: object) -> None:
+    def begin(self, model: nn.Module, *_: object) -> None:
         """Start a forward pass of the model."""
-        self.count, self.running = 0, True
+        self.count, self.running, self.mode = 0, True, model.training
 
     def end(self, *_: object) -> None:
         """End a forward pass of the model, also one that raises."""
@@ -113,8 +113,9 @@ class Tap(nn.Module):
             return None
         if not isinstance(y, Tensor):
             raise AttachError(f"{self.name}: a site must be one tensor; got {type(y).__name__}. Use a layer inside.")
-        if self.training != module.training:  # the mode is the site's
-            self.train(module.training)
+        mode = self.mode if self.running else module.training  # the model's: a norm may be frozen by its eval mode
+        if self.training != mode:
+            self.train(mode)
         return self.act(y, call)
 
     def act(self, y: Tensor, call: int) -> Tensor | None:
@@ -128,11 +129,18 @@ class After(Tap):
     def __init__(self, name: str, calls: tuple[int, ...], total: int, layer: nn.Module) -> None:
         super().__init__(name, calls, total)
         self.layer = layer
+        self.passes, self.again = (
+            0,
+            False,
+        )  # forward passes with keys of their own; whether backward has run parts since
 
-    def begin(self, *args: object) -> None:
+    def begin(self, model: nn.Module, *_: object) -> None:
         """Take the keys meant for this forward pass; they stay until the next, as backward may run parts again."""
-        super().begin(*args)
+        super().begin(model)
         if isinstance(self.layer, KeyedLayer):
+            if self.layer.pending is not self.layer.key and self.mode:
+                self.passes = 1 if self.again else self.passes + 1
+                self.again = False
             self.layer.key, self.layer.pending = self.layer.pending, None
 
     def act(self, y: Tensor, call: int) -> Tensor:
@@ -143,9 +151,20 @@ class After(Tap):
                     f"{self.name}: called outside a forward pass of the model, where its random numbers are not known. "
                     "Call the model, or pass keys: hardy.Objective(model, attachments)(x, y, key)."
                 )
+            if not self.running and self.training:
+                self._check_again()
             self.layer.call = call
         out: Tensor = self.layer(y)
         return out
+
+    def _check_again(self) -> None:
+        """Refuse to run a part again, as checkpointing does in backward, where the keys of its pass are gone."""
+        self.again = True
+        if self.passes > 1:
+            raise AttachError(
+                f"{self.name}: backward runs a part of the net again, but there were {self.passes} forward passes with "
+                "other random numbers since the last. With activation checkpointing call backward after each pass."
+            )
 
 
 class Captured(dict[str, Tensor]):
@@ -172,9 +191,9 @@ class Keep(Tap):
         super().__init__(name, calls, total=2**31)
         self.kept, self.detach = kept, detach
 
-    def begin(self, *args: object) -> None:
+    def begin(self, model: nn.Module, *_: object) -> None:
         """Forget the last forward pass."""
-        super().begin(*args)
+        super().begin(model)
         self.kept.clear()
 
     def act(self, y: Tensor, call: int) -> Tensor | None:

@@ -6,7 +6,6 @@ heads) are side branches and belong to no stage.
 """
 
 import math
-import re
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
@@ -14,13 +13,12 @@ from torch import Tensor, nn
 
 from hardy.errors import LayerNotFoundError, ShapeError
 from hardy.sites import INPUT, module_names
-from hardy.tracing import Call, Trace, trace
+from hardy.tracing import ACTIVATIONS, Call, Trace, trace
 
-__all__ = ["Conv", "Stage", "classifier_input", "first_conv", "is_stage", "pick", "stages"]
+__all__ = ["Conv", "Stage", "classifier_inputs", "first_conv", "is_stage", "pick", "stages"]
 
 NORMS = (nn.BatchNorm2d, nn.SyncBatchNorm, nn.GroupNorm, nn.LayerNorm, nn.InstanceNorm2d)
 CONTAINERS = (nn.Sequential, nn.ModuleList, nn.ModuleDict)
-ACTIVATIONS = re.compile(r"relu|gelu|celu|selu|silu|mish|swish|sigmoid|tanh|softplus|softsign|^elu$|shrink|act$", re.I)
 
 
 @dataclass(frozen=True)
@@ -129,9 +127,7 @@ def pick(found: Sequence[Stage], site: str) -> list[Stage]:
     groups = {"bottom": stem + rest[:half], "top": rest[half:], "all": list(found), **{s.name: [s] for s in found}}
     if not groups.get(site):
         have = ", ".join(s.name for s in found)
-        hint = (
-            " One stage behind the stem is all bottom: use 'stage1' or 'all'." if site == "top" else ""
-        )
+        hint = " One stage behind the stem is all bottom: use 'stage1' or 'all'." if site == "top" else ""
         raise LayerNotFoundError(f"the net has no stage {site!r}; it has {have}.{hint}")
     return groups[site]
 
@@ -141,8 +137,10 @@ def first_conv(found: Sequence[Stage]) -> str:
     return found[0].convs[0].name
 
 
-def classifier_input(model: nn.Module, x: Tensor) -> str:
-    """Name the site of the features that enter the last linear layer, or the 1x1 convolution that stands for it.
+def classifier_inputs(model: nn.Module, x: Tensor) -> tuple[str, ...]:
+    """Name the sites of the features that enter the last linear layer, or the 1x1 convolution that stands for it.
+
+    A net whose logits are the mean of several heads has several.
 
     Args:
         model: Any plain CNN classifier.
@@ -153,14 +151,23 @@ def classifier_input(model: nn.Module, x: Tensor) -> str:
     """
     found = _trace(model, x)
     width = found.shape(found.output)[-1] if found.output is not None else -1
-    for call in reversed(found.calls):
-        linear = isinstance(call.module, nn.Linear) or "Linear" in type(call.module).__name__
-        if linear and not list(call.module.children()) and found.shape(call.out)[-1] == width:
-            return _input_site(found, call)
-    head = _conv_head(found, [call for call in found.calls if isinstance(call.module, nn.Conv2d)])
-    if head is None:
+    linear = [call for call in found.calls if _is_linear(call.module) and found.shape(call.out)[-1] == width]
+    heads = [
+        call
+        for call in linear
+        if found.output is not None
+        and found.made(call.out, found.output)
+        and not any(later is not call and found.made(call.out, later.given or 0) for later in linear)
+    ]
+    conv = _conv_head(found, [call for call in found.calls if isinstance(call.module, nn.Conv2d)])
+    heads = heads or ([conv] if conv is not None else [])
+    if not heads:
         raise LayerNotFoundError(f"{type(model).__name__} has no linear layer that makes its {width} logits.")
-    return _input_site(found, head)
+    return tuple(dict.fromkeys(_input_site(found, call) for call in heads))
+
+
+def _is_linear(module: nn.Module) -> bool:
+    return ("Linear" in type(module).__name__ or isinstance(module, nn.Linear)) and not list(module.children())
 
 
 def _trace(model: nn.Module, x: Tensor) -> Trace:
@@ -307,7 +314,9 @@ def _entry(found: Trace, first: Call, convs: Sequence[Call]) -> str:
     It calls no convolution that came before the stage, but for those of the block that changes the stride: that may
     begin with one at the old stride, and its shortcut enters the new stage as well.
     """
-    before = {call.name for call in convs if call.opened < first.opened}
+    earlier_calls = [call for call in convs if call.opened < first.opened]
+    before = {call.name for call in earlier_calls}
+    old = found.shape(earlier_calls[-1].out)[2:] if earlier_calls else None  # pooling may come in between
     called = {call.name: call for call in found.calls if len(found.shape(call.out)) == 4 and call.given is not None}
     name = first.name
     for parent in _parents(first.name):
@@ -318,8 +327,8 @@ def _entry(found: Trace, first: Call, convs: Sequence[Call]) -> str:
                 break
             if call is None or isinstance(call.module, CONTAINERS):
                 continue
-            sizes = [found.shape(value or 0)[2:] for c in (first, call) for value in (c.given, c.out)]
-            if sizes[:2] != sizes[2:]:
+            given, out = found.shape(call.given or 0)[2:], found.shape(call.out)[2:]
+            if out != found.shape(first.out)[2:] or given not in {found.shape(first.given or 0)[2:], old}:
                 break
             before -= inside
         if call is not None and len(found.shape(call.given or 0)) == 4:

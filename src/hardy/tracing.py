@@ -1,17 +1,24 @@
 """One forward pass, written down: which modules were called on what, and from which tensors each tensor was made."""
 
+import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
 from hardy.sites import check_plain, module_names
 from hardy.surgery import without_trace
 
-__all__ = ["Call", "Node", "Trace", "trace"]
+__all__ = ["ACTIVATIONS", "Call", "Node", "Trace", "trace"]
+
+# in names of operations and of classes
+ACTIVATIONS = re.compile(
+    r"relu|gelu|celu|selu|silu|mish|swish|sigmoid|tanh|softplus|softsign|^elu_?$|shrink|act\d?$", re.IGNORECASE
+)
 
 
 @dataclass(frozen=True)
@@ -24,6 +31,7 @@ class Node:
         shape: Its shape.
         ancestors: Bit set of the numbers of all values it depends on, itself included.
         convs: Most convolutions on a way from the input to it.
+        acts: Most activations on a way from the input to it.
     """
 
     op: str
@@ -31,6 +39,7 @@ class Node:
     shape: tuple[int, ...]
     ancestors: int = field(repr=False)
     convs: int
+    acts: int
 
 
 @dataclass(frozen=True)
@@ -94,7 +103,7 @@ def trace(model: nn.Module, x: Tensor) -> Trace:
     """
     check_plain(model)
     recorder = _Recorder()
-    one = x[:1]
+    one = x[:1].clone()  # a net may change what it is given
     recorder.new("input", (), one)
     with recorder.hooks(model), without_trace(model, one), recorder:
         out = model(one)
@@ -124,6 +133,8 @@ class _Recorder(TorchFunctionMode):
     ) -> Any:
         given = [self.numbers[id(t)] for t in _tensors([*args, *(kwargs or {}).values()]) if id(t) in self.numbers]
         out = func(*args, **(kwargs or {}))
+        if given and out is None and func.__name__ == "__setitem__":  # a buffer that is filled piece by piece
+            out = args[0]
         if given:
             for tensor in _tensors([out]):
                 self.new(getattr(func, "__name__", "?"), tuple(dict.fromkeys(given)), tensor)
@@ -139,8 +150,9 @@ class _Recorder(TorchFunctionMode):
         for parent in parents:
             ancestors |= nodes[parent].ancestors
         convs = max((nodes[p].convs for p in parents), default=0) + op.startswith("conv")
+        acts = max((nodes[p].acts for p in parents), default=0) + bool(ACTIVATIONS.search(op))
         self.numbers[id(tensor)], self.versions[id(tensor)] = len(nodes), version
-        nodes.append(Node(op, parents, tuple(tensor.shape), ancestors, convs))
+        nodes.append(Node(op, parents, tuple(tensor.shape), ancestors, convs, acts))
         self.alive.append(tensor)
         return len(nodes) - 1
 
@@ -152,11 +164,12 @@ class _Recorder(TorchFunctionMode):
     def hooks(self, model: nn.Module) -> Iterator[None]:
         """Note the calls of all modules but the model itself."""
         handles = []
-        for name in module_names(model):
-            module = model.get_submodule(name)
-            handles.append(module.register_forward_pre_hook(self._begin, with_kwargs=True))
-            handles.append(module.register_forward_hook(self._end(name)))
         try:
+            for name in module_names(model):
+                module = model.get_submodule(name)
+                if not isinstance(module, torch.jit.ScriptModule):  # no hooks there
+                    handles.append(module.register_forward_pre_hook(self._begin, with_kwargs=True))
+                    handles.append(module.register_forward_hook(self._end(name)))
             yield
         finally:
             for handle in handles:

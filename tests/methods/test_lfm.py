@@ -21,7 +21,7 @@ from torch import Tensor, nn
 
 from hardy.errors import AttachError, LayerNotFoundError, ParameterError
 from hardy.io import load_model
-from hardy.methods._boxes import TRIES, boxes
+from hardy.methods._boxes import TRIES, boxes, misfit
 from hardy.methods.lfm import CARD, PRESETS, LocalFeatureMask2d, LocalFeatureMasking, local_feature_mask
 from hardy.objective import Objective
 from hardy.seeding import fold, keys, root, uniform
@@ -604,3 +604,14 @@ def test_every_line_of_the_ablation_recipe_is_a_cell_of_its_own() -> None:
 def test_the_recipe_for_cifar10_is_the_paper_preset() -> None:
     (method,) = build_methods(load_recipe(RECIPES / "cifar10_lfm.toml").methods)
     assert method == PRESETS["paper"]
+
+
+@pytest.mark.parametrize(("size", "noted"), [((16, 16), False), ((128, 64), False), ((8, 64), True), ((2, 64), True)])
+def test_maps_that_boxes_do_not_fit_are_noted(size: tuple[int, int], noted: bool) -> None:
+    area, aspect = (0.02, 0.4), (0.3, 1 / 0.3)
+    share = misfit(size, area=area, aspect=aspect)
+    empty = ~boxes(keys(root(0, "misfit"), torch.arange(200)), 20, size, area=area, aspect=aspect).flatten(2).any(-1)
+    assert abs(empty.double().mean() - share) < 4 * (share * (1 - share) / 4000) ** 0.5 + 0.002
+    net = nn.Sequential(nn.Conv2d(3, 4, 3, padding=1), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(4, 2))
+    notes = LocalFeatureMasking().attach(net, example=torch.rand(1, 3, *size), seed=0).notes
+    assert [f"boxes often do not fit 0 ({size[0]}x{size[1]})" in note for note in notes] == [True] * noted

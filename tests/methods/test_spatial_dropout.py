@@ -139,3 +139,11 @@ def test_a_place_that_cannot_be_dropped_is_an_error() -> None:
 def test_says_what_it_is() -> None:
     assert "p=0.2" in repr(SpatialDropout2d(p=0.2, seed=0))
     assert CARD.kind == "layer" and not CARD.live
+
+
+@pytest.mark.parametrize("p", [0.05, 0.1, 0.3])
+def test_half_precision_keeps_the_mean(p: float) -> None:
+    x = torch.rand(64, 8, 4, 4, generator=torch.Generator().manual_seed(0)).bfloat16()
+    y = spatial_dropout(x, p=p, training=True, key=key(64)).double()
+    ratio = y.sum() / x.double()[y != 0].sum()  # a rounded factor would be off by up to 0.2 %
+    assert abs(ratio * (1 - p) - 1) < 1e-3

@@ -226,3 +226,11 @@ def test_a_probability_out_of_range_is_an_error(p: float) -> None:
 def test_says_what_it_is() -> None:
     assert "p=0.2" in repr(DropPath(p=0.2, seed=0))
     assert CARD.kind == "layer" and not CARD.live and StochasticDepth() == StochasticDepth(p=0.5, decay="linear")
+
+
+@pytest.mark.parametrize("p", [0.003, 0.05, 0.1])  # rounded, the factors would be off by 0.3, 0.2, 0.16 %
+def test_half_precision_keeps_the_mean(p: float) -> None:
+    x = torch.rand(64, 256, generator=torch.Generator().manual_seed(0)).bfloat16()
+    y = stochastic_depth(x, p=p, training=True, key=keys(root(0, "half"), torch.arange(64))).double()
+    ratio = y.sum() / x.double()[y != 0].sum()
+    assert abs(ratio * (1 - p) - 1) < 1e-3

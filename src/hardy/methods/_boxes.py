@@ -6,7 +6,7 @@ from torch import Tensor
 
 from hardy import seeding
 
-__all__ = ["TRIES", "boxes"]
+__all__ = ["TRIES", "boxes", "misfit"]
 
 TRIES = 10
 
@@ -56,3 +56,12 @@ def boxes(
     in_rows = (rows >= top[..., None]) & (rows < (top + height)[..., None]) & some[..., None]
     in_columns = (columns >= left[..., None]) & (columns < (left + width)[..., None])
     return (in_rows[..., :, None] & in_columns[..., None, :]).reshape(n, num_channels, h, w)
+
+
+def misfit(size: tuple[int, int], *, area: tuple[float, float], aspect: tuple[float, float]) -> float:
+    """Compute the probability that no draw of a box fits into a map, so that it stays as it is: a sum over a grid."""
+    middle = (torch.arange(256) + 0.5) / 256
+    s = (area[0] + (area[1] - area[0]) * middle[:, None]) * (size[0] * size[1])
+    q = aspect[0] + (aspect[1] - aspect[0]) * middle
+    fits = (torch.round(torch.sqrt(s * q)) < size[0]) & (torch.round(torch.sqrt(s / q)) < size[1])
+    return (1 - fits.double().mean().item()) ** TRIES

@@ -1,11 +1,13 @@
-"""Range checks and other wordings that the specs share."""
+"""Range checks, wordings and a product that the methods share."""
 
 import math
 from collections.abc import Sequence
 
+from torch import Tensor
+
 from hardy.errors import ParameterError
 
-__all__ = ["box_ranges", "in_range", "one_of", "some"]
+__all__ = ["box_ranges", "in_range", "one_of", "scaled", "some"]
 
 
 def in_range(method: str, name: str, value: float, low: int | float, high: int | float) -> None:
@@ -31,3 +33,12 @@ def box_ranges(method: str, *, area: tuple[float, float], aspect: tuple[float, f
 def some(names: Sequence[str]) -> str:
     """List the first three of many names, and their number."""
     return f"{', '.join(names[:3])}{', ...' if len(names) > 3 else ''} ({len(names)} in all)"
+
+
+def scaled(x: Tensor, kept: Tensor, factor: float) -> Tensor:
+    """Keep some of ``x``, by a mask that broadcasts to it, times a factor.
+
+    One product with the small mask where its dtype can hold the factor; half precision would round it by up to 0.4 %.
+    """
+    mask = kept.to(x.dtype)
+    return x * mask * factor if x.element_size() < 4 else x * (mask * factor)

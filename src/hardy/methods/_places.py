@@ -7,7 +7,7 @@ from typing import Literal
 from torch import Tensor, nn
 
 from hardy.methods._checks import some
-from hardy.topology import Conv, Stage, classifier_input, first_conv, is_stage, pick, stages
+from hardy.topology import Conv, Stage, classifier_inputs, first_conv, is_stage, pick, stages
 
 __all__ = ["Position", "after_norm", "early", "outputs"]
 
@@ -71,7 +71,7 @@ def early(model: nn.Module, example: Tensor, sites: Sequence[str]) -> tuple[str,
             (stage,) = pick(found, match[1])
             chosen.append(stage.entry)
         else:
-            chosen.append(classifier_input(model, example) if site == "pooled" else site)
+            chosen += classifier_inputs(model, example) if site == "pooled" else [site]
     return tuple(dict.fromkeys(chosen))
 
 

@@ -100,7 +100,7 @@ def drop_block(
         return x * mask * scale  # scaled at last, by a number that half precision cannot round
     count = kept.flatten(1).sum(1)
     factor = torch.where(count > 0, kept[0].numel() / count.clamp(min=1), 0.0) if n else count.float()
-    return x * mask * factor.to(x.dtype)[:, None, None, None]
+    return (x * mask * factor[:, None, None, None]).to(x.dtype)  # the product in float32: no factor is rounded
 
 
 def _spread(seeds: Bool[Tensor, "n c i j"], by: int, *, dim: int) -> Bool[Tensor, "n c h w"]:
@@ -245,6 +245,6 @@ class DropBlock:
 
 PRESETS = {
     "repo": DropBlock(  # the baseline in the code of defective convolution, on nets with the names of ResNet-18
-        rate="paper", sites=("layer3.*.bn1", "layer3.*.conv2", "layer4.*.bn1", "layer4.*.conv2")
+        rate="paper", scale="row", sites=("layer3.*.bn1", "layer3.*.conv2", "layer4.*.bn1", "layer4.*.conv2")
     )
 }

@@ -98,7 +98,8 @@ class Dropout:
         def layer(name: str, _y: Tensor) -> KeyedDropout:
             return KeyedDropout(p=self.p, seed=seed, purpose=f"{CARD.name}:{name}")
 
-        places = tuple(topology.classifier_input(model, example) if s == "pooled" else s for s in self.sites)
+        pooled = topology.classifier_inputs(model, example) if "pooled" in self.sites else ()
+        places = [place for s in self.sites for place in (pooled if s == "pooled" else (s,))]
         sites, notes = after_norm(model, example, places)
         held = surgery.Insert(self, seed=seed)
         held.notes = notes + _own(model)

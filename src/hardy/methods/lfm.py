@@ -18,7 +18,7 @@ from torch import Tensor, nn
 
 from hardy import seeding, surgery
 from hardy.errors import AttachError, ParameterError
-from hardy.methods._boxes import TRIES, boxes
+from hardy.methods._boxes import TRIES, boxes, misfit
 from hardy.methods._card import Card
 from hardy.methods._checks import box_ranges, in_range, one_of
 from hardy.methods._places import early
@@ -275,11 +275,18 @@ class LocalFeatureMasking:
                     f"lfm: num_channels must be at most the channels of {name}, {y.shape[1]}; got {self.num_channels}. "
                     "Lower it, or use channel_ratio."
                 )
+            if self.shape != "channel":
+                free = misfit((y.shape[2], y.shape[3]), area=self.area, aspect=self.aspect)
+                if free > 0.01:
+                    notes.append(f"boxes often do not fit {name} ({y.shape[2]}x{y.shape[3]}): {free:.0%} stay away")
             return LocalFeatureMask2d(self, seed=seed, purpose=f"{CARD.name}:{name}")
 
+        notes: list[str] = []
         sites = early(model, example, self.sites)
         held = surgery.Insert(self, seed=seed)
-        return surgery.after(model, sites, layer, method=CARD.name, example=example, held=held)
+        attachment = surgery.after(model, sites, layer, method=CARD.name, example=example, held=held)
+        held.notes = tuple(notes)
+        return attachment
 
 
 _REPO = LocalFeatureMasking(gate="batch", channel_scope="batch", replacement=True)

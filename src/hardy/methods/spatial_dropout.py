@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from hardy import seeding, surgery
 from hardy.errors import AttachError
 from hardy.methods._card import Card
-from hardy.methods._checks import in_range
+from hardy.methods._checks import in_range, scaled
 from hardy.methods._places import after_norm
 from hardy.taps import KeyedLayer
 
@@ -49,8 +49,7 @@ def spatial_dropout(
     if not training or p == 0:
         return x
     kept = seeding.uniform(key, 0, (x.shape[1],)) >= p
-    scale = kept.to(x.dtype) * (1 / (1 - p) if p < 1 else 0.0)
-    return x * scale[:, :, None, None]
+    return scaled(x, kept[:, :, None, None], 1 / (1 - p) if p < 1 else 0.0)
 
 
 class SpatialDropout2d(KeyedLayer):

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from hardy import residual, seeding, surgery, topology
 from hardy.errors import AttachError
 from hardy.methods._card import Card
-from hardy.methods._checks import in_range, one_of, some
+from hardy.methods._checks import in_range, one_of, scaled, some
 from hardy.sites import module_names, resolve
 from hardy.taps import KeyedLayer
 
@@ -53,8 +53,8 @@ def stochastic_depth(
     """
     if not training or p == 0:
         return x
-    kept = (seeding.uniform(key, 0, ()) >= p).to(x.dtype)
-    return x * (kept * (1 / (1 - p) if p < 1 else 0.0)).reshape(-1, *[1] * (x.ndim - 1))
+    kept = (seeding.uniform(key, 0, ()) >= p).reshape(-1, *[1] * (x.ndim - 1))
+    return scaled(x, kept, 1 / (1 - p) if p < 1 else 0.0)
 
 
 def branch_rates(number: int, *, p: float, decay: Literal["linear", "uniform"]) -> tuple[float, ...]:
@@ -135,7 +135,7 @@ def _inside(model: nn.Module, example: Tensor, found: Sequence[str], word: str) 
         return list(found)
     strides = {s.stride for s in topology.pick(topology.stages(model, example), word) if s.name != "stem"}
     with surgery.capture(model, found) as seen, surgery.without_trace(model, example):
-        model(example)
+        model(example[:1].clone())
     pixels = max(example.shape[2:])
     here = [site for site in found if max(1, round(pixels / max(seen[site].shape[2:]))) in strides]
     if not here:
