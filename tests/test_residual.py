@@ -77,6 +77,7 @@ class TestResidual:
                 "stages.0.blocks.0.drop_path",
                 "stages.4.blocks.3.drop_path",
             ),  # the block is half a map
+            ("dpn48b", 16, "features.conv2_1.c1x1_c1", "features.conv5_3.c1x1_c1"),  # adds to the first channels
             ("repghostnet_050", 11, "blocks.0.0.ghost2", "blocks.8.3.ghost2"),
             ("resnetv2_50", 16, "stages.0.blocks.0.drop_path", "stages.3.blocks.2.drop_path"),
         ],

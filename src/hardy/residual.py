@@ -48,13 +48,20 @@ def _is_block(found: Trace, shortcut: int, branch: int) -> bool:
         node = found.nodes[value]
         projections += node.op.startswith("conv")
         plain &= not node.op.startswith("conv") and "norm" not in node.op
-        if len(node.parents) != 1 or projections > 1 or node.op in SPLITS:
+        if len(node.parents) != 1 or projections > 1:
             return False
         (value,) = node.parents
-        if node.op in SLICES and node.shape[1] < found.shape(value)[1]:  # some channels of it
+        part = node.op in SPLITS or (node.op in SLICES and node.shape[1] < found.shape(value)[1])
+        if part and found.made(value, branch) and not _takes_whole(found, value, branch):
             return False
     first, last = found.nodes[value], found.nodes[branch]
     return plain or last.convs - first.convs > 1 or last.acts > first.acts
+
+
+def _takes_whole(found: Trace, value: int, branch: int) -> bool:
+    """Tell whether the branch is made from all channels of a value, not only from parts split off it."""
+    uses = [i for i, node in enumerate(found.nodes) if value in node.parents and node.op not in SPLITS | SLICES]
+    return any(found.made(use, branch) for use in uses)
 
 
 def _returned_by(found: Trace, value: int) -> list[str]:
