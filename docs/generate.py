@@ -61,7 +61,8 @@ def methods_page() -> str:
     parts = [
         "# Methods\n\nGenerated from the code by `python docs/generate.py`. Each is a table `[[methods]]` of a\n"
         "recipe, a class of `hardy.methods`, and one file. Sites are module names, globs, calls (`layer1.0.relu#1`),\n"
-        "what enters a module (`layer2@input`), or stages (`stem`, `stage2`, `bottom`, `top`, `all`); `hardy layers\n"
+        "what enters a module (`layer2@input`), words that some methods know (`pooled`, `before_stage1`, `residual`:\n"
+        "see the card), or stages (`stem`, `stage2`, `bottom`, `top`, `all`); `hardy layers\n"
         "MODEL` lists stages and modules, [nets.md](nets.md) what each method takes on every family of CNNs. A key\n"
         "`preset` takes the fields of a preset, which further keys change. Figures under *Measured* are our own.",
     ]

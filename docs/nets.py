@@ -121,7 +121,9 @@ attach at 224 px as well. Methods that change the batch or the loss work on ever
 (`attachment.notes`): no norm takes the output of some of these convolutions, so the output itself is the place; the
 feature map is no larger than a block; or the net drops values of its own.
 
-`hardy layers MODEL` shows the same for your net.
+Where a kernel is the sum of several (RepVGG, MobileOne, FastViT, RepViT), the places are in its widest branch, and the
+others flow on. `hardy layers MODEL` lists the stages and convolutions of your net; `attachment.sites` and `.notes` say
+where a method went.
 """
 
 

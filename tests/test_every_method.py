@@ -342,6 +342,12 @@ class TestForms:
         assert logits.dtype == torch.float64
 
 
+@pytest.mark.parametrize("name", LAYERS)
+def test_there_must_be_a_site(name: str) -> None:
+    with pytest.raises(hardy.errors.ParameterError, match="sites must be one or more names"):
+        METHODS[name](sites=())
+
+
 class TestTogether:
     @pytest.mark.parametrize("net", NETS)
     def test_all_at_once_train_and_detach(self, net: str, x: Tensor, y: Tensor) -> None:

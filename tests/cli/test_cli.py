@@ -63,6 +63,18 @@ def test_train_prints_one_json_document_and_a_log_for_people(runs: Path) -> None
     assert "next: hardy evaluate" in done.stderr
 
 
+def test_layers_takes_a_run_folder_and_its_channels(runs: Path) -> None:
+    for target in (runs / "a", runs / "a" / "model.safetensors"):
+        assert "conv1" in hardy("layers", target, "--size", "8").stdout
+
+
+def test_an_evaluation_of_another_model_is_kept(runs: Path) -> None:
+    out = runs / "mine.json"
+    assert hardy("evaluate", runs / "a", "--axes", "clean", "--out", out, "--quiet").exit_code == 0
+    done = hardy("evaluate", runs / "b", "--axes", "clean", "--out", out, "--quiet")
+    assert done.exit_code == 2 and "holds an evaluation with the model a" in done.stderr
+
+
 def test_evaluate_measures_the_run_on_its_own_recipe(runs: Path) -> None:
     done = hardy("evaluate", runs / "a", "--json", "--sibling", runs / "b", "--axes", "clean,white_box,transfer")
     assert done.exit_code == 0
@@ -240,6 +252,7 @@ def test_the_lists_list_and_the_card_has_its_facts() -> None:
         name.startswith("timm:resnet1") for name in json.loads(hardy("models", "timm:resnet1*", "--json").stdout)
     )
     stages = json.loads(hardy("layers", "cifar_resnet18", "--json").stdout)
+    assert stages[1]["entry"] == "net.layer1@input" and stages[1]["convs"][0]["act"] == "net.layer1.0.relu#0"
     assert [s["name"] for s in stages] == ["stem", "stage1", "stage2", "stage3", "stage4"]
     assert "layer4.1.conv2" in hardy("layers", "cifar_resnet18").stdout
 

@@ -796,3 +796,12 @@ def test_a_place_that_cannot_be_masked_is_an_error(x: Tensor) -> None:
     with pytest.raises(LayerNotFoundError, match=r"no stage 'stage7'; it has stem, stage1, stage2"):
         DefectiveConv(sites=("stage7",)).attach(model, example=x, seed=0)
     assert attachments(model) == []
+
+
+def test_two_at_one_place_have_masks_of_their_own() -> None:
+    model, x = hardy.load_model("cifar_resnet18", num_classes=3, args={"width": 8}), torch.rand(1, 3, 16, 16)
+    first = DefectiveConv(sites=("stem",)).attach(model, example=x, seed=0)
+    second = DefectiveConv(sites=("bottom",)).attach(model, example=x, seed=0)
+    masks = [a.insert.taps[0].get_submodule("layer").get_buffer("mask") for a in (first, second)]
+    assert first.sites[0] == second.sites[0]
+    assert abs((masks[0] * masks[1]).mean() - 0.25) < 4 * (0.25 * 0.75 / masks[0].numel()) ** 0.5

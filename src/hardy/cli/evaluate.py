@@ -122,7 +122,7 @@ def command(
     path = out or (target.folder.result_file if target.folder is not None else Path("result.json"))
     data_name = f"{images.name} {images.split}"
     if not overwrite:
-        _keep_more(path, data_name, len(images), chosen_threat, asked)
+        _keep_more(path, target.name, data_name, len(images), chosen_threat, asked)
     budget = Budget(
         steps=steps or (wish.steps if wish else Budget().steps),
         restarts=restarts or (wish.restarts if wish else Budget().restarts),
@@ -183,11 +183,11 @@ def show(result: "Result") -> None:
             console().print(f"not run: {check.code}: {check.evidence}. {check.remedy}", highlight=False, style="dim")
 
 
-def _keep_more(path: Path, data: str, n: int, threat: "Threat", axes: tuple[str, ...]) -> None:
+def _keep_more(path: Path, model: str, data: str, n: int, threat: "Threat", axes: tuple[str, ...]) -> None:
     """Refuse to replace a result that says something this evaluation will not.
 
     Raises:
-        ConfigError: ``path`` holds axes, images or a threat that would be lost.
+        ConfigError: ``path`` holds another model, or axes, images or a threat that would be lost.
     """
     from hardy.results import Result
 
@@ -195,7 +195,8 @@ def _keep_more(path: Path, data: str, n: int, threat: "Threat", axes: tuple[str,
         return
     old = Result.read(path)
     lost = [axis.name for axis in old.axes if axis.name not in axes]
-    reasons = [f"the axes {', '.join(lost)}"] if lost else []
+    reasons = [f"the model {old.model}"] if old.model != model else []
+    reasons += [f"the axes {', '.join(lost)}"] if lost else []
     reasons += [f"{old.n} images of {old.data}"] if (old.data, old.n) != (data, n) else []
     reasons += [f"the threat {old.threat}"] if old.threat != threat else []
     if reasons:

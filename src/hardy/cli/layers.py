@@ -13,7 +13,7 @@ __all__ = ["command"]
 @guarded
 def command(
     model: Annotated[
-        str, typer.Argument(help="timm:NAME, torchvision:NAME, built-in net, checkpoint, file.py:factory.")
+        str, typer.Argument(help="Run folder, checkpoint, timm:NAME, torchvision:NAME, built-in, file.py:factory.")
     ],
     size: Annotated[int, typer.Option("--size", help="Height and width of the images.")] = 32,
     channels: Annotated[int, typer.Option("--channels", help="Channels of the images.")] = 3,
@@ -28,20 +28,26 @@ def command(
         hardy layers timm:resnet50 --size 224
     """
     import dataclasses
+    from pathlib import Path
 
     import torch
 
-    from hardy.io import load_model
+    from hardy.io import SUFFIX, load_model, read
     from hardy.topology import stages
 
     if size < 1 or channels < 1:
         raise ConfigError(f"layers: --size and --channels must be at least 1; got {size}, {channels}.")
+    folder = Path(model) / "model.safetensors"
+    model = str(folder) if folder.is_file() else model
+    if model.endswith(SUFFIX):
+        channels = read(Path(model)).source.in_channels
     net = load_model(model, in_channels=channels)
     try:
         found = stages(net, torch.zeros(1, channels, size, size))
     except (RuntimeError, AssertionError) as error:
         raise ConfigError(
-            f"layers: {model} does not take {channels}x{size}x{size} images ({error}). Set --size."
+            f"layers: {model} does not take {channels}x{size}x{size} images "
+            f"({str(error) or type(error).__name__}). Set --size."
         ) from error
     if json:
         print_json([dataclasses.asdict(stage) for stage in found])

@@ -7,7 +7,7 @@ from torch import Tensor
 
 from hardy.errors import ParameterError
 
-__all__ = ["box_ranges", "in_range", "one_of", "scaled", "some"]
+__all__ = ["box_ranges", "in_range", "one_of", "scaled", "sites_given", "some"]
 
 
 def in_range(method: str, name: str, value: float, low: int | float, high: int | float) -> None:
@@ -28,6 +28,12 @@ def box_ranges(method: str, *, area: tuple[float, float], aspect: tuple[float, f
         raise ParameterError(f"{method}: area must be 0 < low <= high <= 1; got {area}.")
     if not (0 < aspect[0] <= aspect[1] and math.isfinite(aspect[1])):
         raise ParameterError(f"{method}: aspect must be 0 < low <= high; got {aspect}.")
+
+
+def sites_given(method: str, sites: Sequence[str]) -> None:
+    """Raise ParameterError unless there is a site, and ``sites`` is a list of them."""
+    if isinstance(sites, str) or not sites:
+        raise ParameterError(f"{method}: sites must be one or more names, as in ('stem',); got {sites!r}.")
 
 
 def some(names: Sequence[str]) -> str:

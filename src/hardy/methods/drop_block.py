@@ -20,7 +20,7 @@ from torch import Tensor, nn
 from hardy import seeding, surgery
 from hardy.errors import AttachError, ParameterError
 from hardy.methods._card import Card
-from hardy.methods._checks import in_range, one_of, some
+from hardy.methods._checks import in_range, one_of, sites_given, some
 from hardy.methods._places import after_norm
 from hardy.taps import KeyedLayer
 
@@ -217,6 +217,7 @@ class DropBlock:
     sites: tuple[str, ...] = ("top",)
 
     def __post_init__(self) -> None:
+        sites_given("DropBlock", self.sites)
         in_range("DropBlock", "p", self.p, 0, 1)
         if self.block_size < 1:
             raise ParameterError(f"DropBlock: block_size must be at least 1; got {self.block_size}.")

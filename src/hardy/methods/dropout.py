@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from hardy import seeding, surgery, topology
 from hardy.methods._card import Card
-from hardy.methods._checks import in_range, some
+from hardy.methods._checks import in_range, sites_given, some
 from hardy.methods._places import after_norm
 from hardy.sites import module_names
 from hardy.taps import KeyedLayer
@@ -90,6 +90,7 @@ class Dropout:
     sites: tuple[str, ...] = ("pooled",)
 
     def __post_init__(self) -> None:
+        sites_given("Dropout", self.sites)
         in_range("Dropout", "p", self.p, 0, 1)
 
     def attach(self, model: nn.Module, *, example: Tensor, seed: int) -> surgery.Attachment:

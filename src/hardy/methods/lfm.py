@@ -20,7 +20,7 @@ from hardy import seeding, surgery
 from hardy.errors import AttachError, ParameterError
 from hardy.methods._boxes import TRIES, boxes, misfit
 from hardy.methods._card import Card
-from hardy.methods._checks import box_ranges, in_range, one_of
+from hardy.methods._checks import box_ranges, in_range, one_of, sites_given
 from hardy.methods._places import early
 from hardy.taps import KeyedLayer
 
@@ -59,6 +59,7 @@ CARD = Card(
         "The released code carries no licence; nothing of it was copied.",
         "What a batch shares (gate, channel_scope, region_scope = 'batch') comes from the key of its first image, and "
         "depends on the composition of the batch by definition.",
+        "Where the first kernel is the sum of several (RepVGG, MobileOne), its widest branch alone is masked.",
     ),
 )
 
@@ -227,6 +228,7 @@ class LocalFeatureMasking:
     sites: tuple[str, ...] = ("stem",)
 
     def __post_init__(self) -> None:
+        sites_given("LocalFeatureMasking", self.sites)
         me = type(self).__name__
         in_range(me, "p", self.p, 0, 1)
         in_range(me, "channel_ratio", self.channel_ratio, 0, 1)

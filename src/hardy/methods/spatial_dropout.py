@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from hardy import seeding, surgery
 from hardy.errors import AttachError
 from hardy.methods._card import Card
-from hardy.methods._checks import in_range, scaled
+from hardy.methods._checks import in_range, scaled, sites_given
 from hardy.methods._places import after_norm
 from hardy.taps import KeyedLayer
 
@@ -79,6 +79,7 @@ class SpatialDropout:
     sites: tuple[str, ...] = ("top",)
 
     def __post_init__(self) -> None:
+        sites_given("SpatialDropout", self.sites)
         in_range("SpatialDropout", "p", self.p, 0, 1)
 
     def attach(self, model: nn.Module, *, example: Tensor, seed: int) -> surgery.Attachment:

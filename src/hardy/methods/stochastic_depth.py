@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from hardy import residual, seeding, surgery, topology
 from hardy.errors import AttachError
 from hardy.methods._card import Card
-from hardy.methods._checks import in_range, one_of, scaled, some
+from hardy.methods._checks import in_range, one_of, scaled, sites_given, some
 from hardy.sites import module_names, resolve
 from hardy.taps import KeyedLayer
 
@@ -96,6 +96,7 @@ class StochasticDepth:
     sites: tuple[str, ...] = ("residual",)
 
     def __post_init__(self) -> None:
+        sites_given("StochasticDepth", self.sites)
         in_range("StochasticDepth", "p", self.p, 0, 1)
         one_of("StochasticDepth", "decay", self.decay, ("linear", "uniform"))
 
@@ -120,7 +121,7 @@ def _branches(model: nn.Module, example: Tensor, sites: Sequence[str]) -> list[s
     found = residual.residual_branches(model, example) if words else ()
     if words and not found:
         raise AttachError(
-            f"stochastic_depth: the net must add branches to shortcuts; {type(model).__name__} has no such sum, and "
+            "stochastic_depth: the net must add branches to shortcuts; no such sum of feature maps was found, and "
             "without a shortcut a dropped block leaves nothing. Use dropout or drop_block, or name modules in sites."
         )
     chosen = {site for word in words for site in _inside(model, example, found, word)}
