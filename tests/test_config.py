@@ -57,8 +57,8 @@ def test_file_and_overrides(tmp_path: Path) -> None:
         ({"model": "x", "seed": [0]}, "seed: unknown key; did you mean 'seeds'?"),
         ({"model": "x", "zzz": 1}, "zzz: unknown key; known: fill, flag, free, limit, model, notes, optimizer, out, "
          "seeds, steps, threat"),
-        ({"model": "x", "threat": {"norm": "l1", "eps": 1.0}},
-         "threat.norm: expected one of 'linf', 'l2'; got str 'l1'"),
+        ({"model": "x", "threat": {"norm": "l0", "eps": 1.0}},
+         "threat.norm: expected one of 'linf', 'l2', 'l1'; got str 'l0'"),
         ({"model": "x", "threat": {"norm": "l2", "eps": "8/0"}},
          'threat.eps: expected a number or a fraction such as "8/255"; got \'8/0\''),
         ({"model": "x", "threat": {"norm": "l2", "eps": True}}, "threat.eps: expected float; got bool True"),

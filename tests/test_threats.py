@@ -22,9 +22,15 @@ def test_a_budget_is_positive_and_finite(eps: float) -> None:
 def test_values_of_the_wrong_kind_are_errors_too() -> None:
     # the type checker of the tests speaks first; users run without it
     with pytest.raises((ParameterError, TypeError)):
-        Threat("l1", 0.1)  # type: ignore[arg-type]
+        Threat("l0", 0.1)  # type: ignore[arg-type]
     with pytest.raises((ParameterError, TypeError)):
         Threat("linf", "8/255")  # type: ignore[arg-type]
+
+
+def test_a_whole_number_becomes_a_float() -> None:
+    code = "from hardy.threats import Threat\nprint(Threat('l1', 12))\nprint(repr(Threat('l1', 12).eps))"
+    out = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)  # noqa: S603
+    assert out.stdout.split("\n") == ["l1 12", "12.0", ""]
 
 
 def test_is_a_value() -> None:
@@ -41,6 +47,8 @@ def test_is_a_value() -> None:
         (Threat("linf", 0.5 / 255), "linf 0.001961"),
         (Threat("l2", 0.5), "l2 0.5"),
         (Threat("l2", 128 / 255), "l2 0.502"),
+        (Threat("l1", 12.0), "l1 12"),
+        (Threat("l1", 8 / 255), "l1 0.03137"),
     ],
 )
 def test_reads_well(threat: Threat, text: str) -> None:
@@ -88,6 +96,7 @@ def test_what_is_written_is_read(value: float, by: int) -> None:
 def test_threats_as_people_write_them() -> None:
     assert parse_threat("linf:8/255") == Threat("linf", 8 / 255)
     assert parse_threat("l2:0.5") == Threat("l2", 0.5)
+    assert parse_threat("l1:12") == Threat("l1", 12.0)
     assert parse_threat("cifar10-linf") is PRESETS["cifar10-linf"]
 
 
@@ -111,10 +120,10 @@ def test_other_threats_are_errors_that_say_what_to_write(text: str, message: str
 
 
 def test_an_unknown_norm_is_named() -> None:
-    code = "from hardy.threats import parse_threat\ntry: parse_threat('l1:3')\n"
+    code = "from hardy.threats import parse_threat\ntry: parse_threat('l0:3')\n"
     code += "except Exception as e: print(type(e).__name__, e)"
     out = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)  # noqa: S603
-    assert out.stdout.strip() == "ConfigError threat 'l1:3': Threat: norm must be one of linf, l2; got 'l1'."
+    assert out.stdout.strip() == "ConfigError threat 'l0:3': Threat: norm must be one of linf, l2, l1; got 'l0'."
 
 
 def test_imports_nothing_heavy() -> None:

@@ -9,7 +9,7 @@ from hardy.errors import ConfigError, ParameterError, did_you_mean
 
 __all__ = ["PRESETS", "Norm", "Threat", "parse_budget", "parse_threat"]
 
-Norm = Literal["linf", "l2"]
+Norm = Literal["linf", "l2", "l1"]
 
 
 @dataclass(frozen=True)
@@ -17,7 +17,8 @@ class Threat:
     """All changes of an image whose ``norm`` is at most ``eps`` and that stay inside the box [0, 1].
 
     Attributes:
-        norm: "linf": the largest change of a value; "l2": the Euclidean length of the change over the whole image.
+        norm: "linf": the largest change of a value; "l2": the Euclidean length of the change over the whole image;
+            "l1": the sum of the changes of all values.
         eps: Budget in units of pixels in [0, 1], above 0; 8/255 means 8 gray levels.
 
     Raises:
@@ -37,6 +38,9 @@ class Threat:
             raise ParameterError(f"Threat: norm must be one of {', '.join(norms)}; got {self.norm!r}.")
         if not (math.isfinite(self.eps) and self.eps > 0):
             raise ParameterError(f"Threat: eps must be a positive number of pixels in [0, 1]; got {self.eps!r}.")
+        object.__setattr__(
+            self, "eps", float(self.eps)
+        )  # 12 is a good l1 budget; tensors made of it must not be integers
 
     def __str__(self) -> str:
         levels = self.eps * 255
@@ -75,7 +79,7 @@ def parse_budget(text: str | int | float) -> float:
 
 
 def parse_threat(text: str) -> Threat:
-    """Read a threat written as ``"linf:8/255"``, ``"l2:0.5"`` or the name of a preset.
+    """Read a threat written as ``"linf:8/255"``, ``"l2:0.5"``, ``"l1:12"`` or the name of a preset.
 
     Raises:
         ConfigError: it is none of these.

@@ -43,6 +43,14 @@ def test_l2_is_a_new_direction_each_time() -> None:
     assert abs(cosine.mean()) < 4 * (1 / 25 / cosine.numel()) ** 0.5  # variance 1/d
 
 
+def test_l1_fills_the_ball_anew_each_time() -> None:
+    delta = points("l1", 100, 2.0).flatten(2)
+    length = delta.abs().sum(dim=2) / 2
+    assert length.max() <= 1 + 1e-6 and abs(length.mean() - 25 / 26) < 4 * 0.038 / 800**0.5  # of u^(1/d), d = 25
+    share = delta[1:] * delta[:-1]
+    assert abs(share.mean() / share.std()) < 4 / share.numel() ** 0.5
+
+
 def test_keeps_the_worst_draw(net: nn.Module, x: Tensor, y: Tensor, norm: Norm) -> None:
     threat, seen = Threat(norm, 0.05), []
     tapped = net.register_forward_hook(lambda _, inputs, output: seen.append((inputs[0].clone(), output.detach())))

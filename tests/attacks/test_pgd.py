@@ -95,8 +95,40 @@ def test_more_targets_than_wrong_classes_are_not_tried(net: nn.Module, x: Tensor
 
 @pytest.mark.parametrize(
     ("wrong", "message"),
-    [({"steps": 0}, "steps and restarts must be at least 1"), ({"step_size": 0.0}, "step_size must be above 0")],
+    [
+        ({"steps": 0}, "steps and restarts must be at least 1"),
+        ({"step_size": 0.0}, "step_size must be above 0"),
+        ({"l1_share": 0.0}, "l1_share must be in"),
+    ],
 )
 def test_wrong_settings_are_errors(wrong: dict[str, float], message: str) -> None:
     with pytest.raises(ParameterError, match=message):
         PGD(**wrong)  # type: ignore[arg-type]
+
+
+def test_l1_steps_move_the_steepest_values_that_the_box_lets_move() -> None:
+    w = torch.tensor([4.0, -3.0, 2.0, 1.0, 0.5, 0.1, 0.1, 0.1])
+    x = torch.tensor([1.0, 0.5, 0.95, 0.5, 0.5, 0.5, 0.5, 0.5]).reshape(1, 1, 2, 4)
+    net = nn.Sequential(nn.Flatten(), nn.Linear(8, 2)).eval()
+    with torch.no_grad():
+        net[1].weight.copy_(torch.stack([-w, w]))  # type: ignore[union-attr, operator]
+        net[1].bias.copy_(torch.tensor([100.0, 0.0]))  # type: ignore[union-attr, operator]
+    made = PGD(steps=1, step_size=0.4, random_start=False, l1_share=0.25)
+    found = attack(net, x, torch.tensor([0]), made, threat=Threat("l1", 1.0), stop="never")
+    moved = (
+        found.x_adv - x
+    ).flatten()  # two of eight: not the first, which is at the border; the third as far as it can
+    torch.testing.assert_close(moved, torch.tensor([0, -0.2, 0.05, 0, 0, 0, 0, 0]))
+    made = PGD(steps=100, l1_share=0.25)
+    found = attack(net, x, torch.tensor([0]), made, threat=Threat("l1", 1.0), stop="never")
+    rise = float((found.x_adv - x).flatten() @ w)
+    best = 3 * 0.5 + 2 * 0.05 + 1 * 0.45  # the steepest first, each to the border, until the budget is spent
+    assert 0.95 * best < rise <= best + 1e-5
+
+
+def test_l1_breaks_more_with_more_budget_and_stays_inside(net: nn.Module, x: Tensor, y: Tensor) -> None:
+    broken = [attack(net, x, y, PGD(), threat=Threat("l1", eps)).success for eps in (0.2, 0.8, 3.0)]
+    assert broken[0].sum() < broken[1].sum() < broken[2].sum()
+    assert (broken[2] | ~broken[0]).all()
+    found = attack(net, x, y, PGD(), threat=Threat("l1", 3.0))
+    assert (norm_of(found.x_adv - x, norm="l1") <= 3 * (1 + 1e-6)).all()

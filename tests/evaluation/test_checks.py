@@ -161,6 +161,10 @@ def test_changing_buffers_are_seen_and_put_back(net: nn.Module, x: Tensor, y: Te
         (Threat("l2", 5.0), "warn"),
         (Threat("l2", 0.5), "pass"),
         (Threat("l2", 0.002), "warn"),
+        (Threat("l1", 200.0), "fail"),
+        (Threat("l1", 40.0), "warn"),
+        (Threat("l1", 5.0), "pass"),
+        (Threat("l1", 0.002), "warn"),
     ],
 )
 def test_budgets_on_another_scale_are_seen(net: nn.Module, x: Tensor, y: Tensor, threat: Threat, status: str) -> None:

@@ -57,6 +57,7 @@ def test_levels_use_gray_levels_only_for_budgets_that_are_whole_ones(value: floa
 def test_threats_times_and_lists_are_words() -> None:
     assert threat(Threat("linf", 8 / 255)) == "Linf, eps 8/255"
     assert threat(Threat("l2", 0.5)) == "L2, eps 0.5"
+    assert threat(Threat("l1", 12.0)) == "L1, eps 12"
     assert duration(59.94) == "59.9 s" and duration(59.96) == "1 min 00 s" and duration(3600.0) == "1 h 00 min"
     assert ratio(3.0, 2.0) == "1.50\N{MULTIPLICATION SIGN}" and ratio(3.0, 0.0) == ""
     assert [join(list("ab")[:n]) for n in range(3)] == ["", "a", "a and b"]

@@ -5,34 +5,106 @@ from collections.abc import Callable, Sequence
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
-from hardy.attacks import fgsm, noise, pgd
+from hardy.attacks import (
+    apgd,
+    cw,
+    di_fgsm,
+    fab,
+    fgsm,
+    fmn,
+    hop_skip_jump,
+    mi_fgsm,
+    ni_fgsm,
+    noise,
+    pgd,
+    spsa,
+    square,
+    ti_fgsm,
+    vmi_fgsm,
+)
 from hardy.attacks._card import Card
+from hardy.attacks.apgd import APGD
+from hardy.attacks.cw import CW
+from hardy.attacks.di_fgsm import DIFGSM
+from hardy.attacks.fab import FAB
 from hardy.attacks.fgsm import FGSM
+from hardy.attacks.fmn import FMN
 from hardy.attacks.goal import Goal
+from hardy.attacks.hop_skip_jump import HopSkipJump
+from hardy.attacks.mi_fgsm import MIFGSM
+from hardy.attacks.ni_fgsm import NIFGSM
 from hardy.attacks.noise import Noise
 from hardy.attacks.pgd import PGD
 from hardy.attacks.run import AttackResult, run
+from hardy.attacks.spsa import SPSA
+from hardy.attacks.square import Square
 from hardy.attacks.state import AnyAttack, Attack, ForeignAttack, Progress, Query, Stop
+from hardy.attacks.ti_fgsm import TIFGSM
+from hardy.attacks.vmi_fgsm import VMIFGSM
 from hardy.errors import ParameterError, did_you_mean
 from hardy.threats import Threat
 
 __all__ = [
+    "APGD",
     "ATTACKS",
     "CARDS",
+    "CW",
+    "DIFGSM",
+    "FAB",
     "FGSM",
+    "FMN",
+    "MIFGSM",
+    "NIFGSM",
     "PGD",
+    "SPSA",
+    "TIFGSM",
+    "VMIFGSM",
     "Attack",
     "AttackResult",
     "Card",
     "Goal",
+    "HopSkipJump",
     "Noise",
     "Progress",
     "Query",
+    "Square",
     "attack",
 ]
 
-ATTACKS: dict[str, Callable[[], AnyAttack]] = {"fgsm": FGSM, "pgd": PGD, "noise": Noise}
-CARDS: dict[str, Card] = {"fgsm": fgsm.CARD, "pgd": pgd.CARD, "noise": noise.CARD}
+ATTACKS: dict[str, Callable[[], AnyAttack]] = {
+    "fgsm": FGSM,
+    "pgd": PGD,
+    "apgd": APGD,
+    "noise": Noise,
+    "fab": FAB,
+    "square": Square,
+    "di_fgsm": DIFGSM,
+    "mi_fgsm": MIFGSM,
+    "ni_fgsm": NIFGSM,
+    "ti_fgsm": TIFGSM,
+    "vmi_fgsm": VMIFGSM,
+    "cw": CW,
+    "fmn": FMN,
+    "hop_skip_jump": HopSkipJump,
+    "spsa": SPSA,
+}
+CARDS: dict[str, Card] = {
+    "fgsm": fgsm.CARD,
+    "pgd": pgd.CARD,
+    "apgd": apgd.CARD,
+    "noise": noise.CARD,
+    "fab": fab.CARD,
+    "square": square.CARD,
+    "di_fgsm": di_fgsm.CARD,
+    "mi_fgsm": mi_fgsm.CARD,
+    "ni_fgsm": ni_fgsm.CARD,
+    "ti_fgsm": ti_fgsm.CARD,
+    "vmi_fgsm": vmi_fgsm.CARD,
+    "cw": cw.CARD,
+    "fmn": fmn.CARD,
+    "hop_skip_jump": hop_skip_jump.CARD,
+    "spsa": spsa.CARD,
+}
 
 
 def attack(

@@ -3,7 +3,7 @@
 Carlini et al. "On evaluating adversarial robustness". 2019, https://arxiv.org/abs/1902.06705 (Sec. 4).
 
 linf alternates uniform noise in the ball with random corners (every value +eps or -eps); l2 draws uniform directions of
-length eps. The worst of several draws is kept.
+length eps; l1 draws uniformly from the ball. The worst of several draws is kept.
 """
 
 from dataclasses import dataclass, replace
@@ -17,7 +17,7 @@ from hardy import seeding
 from hardy.attacks._card import Card
 from hardy.attacks.goal import Goal
 from hardy.attacks.losses import Loss, cross_entropy
-from hardy.attacks.norms import on_sphere, project
+from hardy.attacks.norms import on_sphere, project, random_start
 from hardy.attacks.state import Ball, Query, Stop
 from hardy.errors import ParameterError
 from hardy.threats import Norm
@@ -58,7 +58,7 @@ class Noise:
     stop: Stop = "first_success"
 
     name: ClassVar[str] = CARD.name
-    norms: ClassVar[tuple[Norm, ...]] = ("linf", "l2")
+    norms: ClassVar[tuple[Norm, ...]] = ("linf", "l2", "l1")
     targeted: ClassVar[bool] = False
     hard_label: ClassVar[bool] = False
     restarts: ClassVar[int] = 1
@@ -107,6 +107,8 @@ def _draw(state: NoiseState) -> Float[Tensor, "n c h w"]:
     shape, ball = state.x.shape[1:], state.threat
     if ball.norm == "l2":
         delta = on_sphere(state.key, state.draw, shape, eps=ball.eps)
+    elif ball.norm == "l1":
+        delta = random_start(seeding.fold(state.key, state.draw), 0, shape, eps=ball.eps, norm="l1")
     else:
         values = 2 * seeding.uniform(seeding.fold(state.key, state.draw), 0, shape) - 1
         corner = (state.draw % 2 == 1)[:, None, None, None]

@@ -1,10 +1,12 @@
 """Projected gradient descent: steps along the steepest direction, projected back into ball and box.
 
 Madry, Makelov, Schmidt, Tsipras, Vladu. "Towards deep learning models resistant to adversarial attacks".
-ICLR 2018, https://arxiv.org/abs/1706.06083 (Sec. 2.1).
+ICLR 2018, https://arxiv.org/abs/1706.06083 (Sec. 2.1). For l1 the sparse steps of Tramer, Boneh. "Adversarial training
+and robustness for multiple perturbations". NeurIPS 2019, https://arxiv.org/abs/1904.13000 (Sec. 5, SLIDE).
 
 Deviations: with ``stop="first_success"`` an image leaves at its first adversarial point instead of the last step. The
-verdicts are the same or stronger: any point on the path that fools the net is an adversarial example.
+verdicts are the same or stronger: any point on the path that fools the net is an adversarial example. For l1 the
+projection gives the closest point of ball and box together.
 """
 
 from dataclasses import dataclass, replace
@@ -54,6 +56,8 @@ class PGD:
             straight path can cross the ball and turn (the rule of the authors' ``robustness`` library).
         restarts: Runs per image, from different starting points.
         random_start: Begin at a uniform point of the ball; otherwise at the image, and restarts are equal.
+        l1_share: For l1, the share of values, in (0, 1], that move in a step: those with the largest gradient that the
+            box lets move (1 - q of SLIDE; its authors' code has q = 99 %).
         targeted: Restart r aims at the r-th most likely wrong class.
         stop: When an image leaves; see :class:`hardy.attacks.state.Attack`.
     """
@@ -62,11 +66,12 @@ class PGD:
     step_size: float | None = None
     restarts: int = 1
     random_start: bool = True
+    l1_share: float = 0.01
     targeted: bool = False
     stop: Stop = "first_success"
 
     name: ClassVar[str] = CARD.name
-    norms: ClassVar[tuple[Norm, ...]] = ("linf", "l2")
+    norms: ClassVar[tuple[Norm, ...]] = ("linf", "l2", "l1")
     hard_label: ClassVar[bool] = False
 
     def __post_init__(self) -> None:
@@ -76,6 +81,8 @@ class PGD:
             raise ParameterError(
                 f"PGD: step_size must be above 0, or None for 2.5 * eps / steps; got {self.step_size}."
             )
+        if not 0 < self.l1_share <= 1:
+            raise ParameterError(f"PGD: l1_share must be in (0, 1], a share of all values; got {self.l1_share}.")
 
     @property
     def loss(self) -> Loss:
@@ -110,8 +117,15 @@ class PGD:
         """Take a step and project."""
         assert gradient is not None  # noqa: S101  (asked for)
         ball = state.threat
-        moved = state.x_adv + state.step_size[:, None, None, None] * steepest_step(gradient, norm=ball.norm)
+        moved = state.x_adv + state.step_size[:, None, None, None] * self._direction(state, gradient)
         return replace(state, x_adv=project(moved, x=state.x, eps=ball.eps, norm=ball.norm), step=state.step + 1)
+
+    def _direction(self, state: PGDState, gradient: Float[Tensor, "n c h w"]) -> Float[Tensor, "n c h w"]:
+        if state.threat.norm != "l1":
+            return steepest_step(gradient, norm=state.threat.norm)
+        blocked = torch.where(gradient > 0, state.x_adv >= 1, state.x_adv <= 0)  # by the box
+        share = torch.full_like(state.step_size, self.l1_share)
+        return steepest_step(gradient.masked_fill(blocked, 0), norm="l1", share=share)
 
     def finished(self, state: PGDState) -> Bool[Tensor, "n"]:
         """Say which rows have done all steps."""

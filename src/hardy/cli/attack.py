@@ -32,7 +32,7 @@ def command(
     model: Annotated[str, typer.Argument(help="Run folder, checkpoint, timm:NAME, torchvision:NAME, file.py:factory.")],
     data: Data = None,
     attack: Annotated[str, typer.Option("--attack", help="A name that `hardy attacks` lists.")] = "pgd",
-    threat: Annotated[str, typer.Option("--threat", help="linf:8/255, l2:0.5, or a preset.")] = "linf:8/255",
+    threat: Annotated[str, typer.Option("--threat", help="linf:8/255, l2:0.5, l1:12, or a preset.")] = "linf:8/255",
     split: Split = "test",
     limit: Limit = None,
     size: Size = None,

@@ -51,7 +51,7 @@ def command(
     eps: Annotated[
         str | None, typer.Option("--eps", help="Budget, as 8/255 or 0.03; default the recipe's, or 8/255.")
     ] = None,
-    norm: Annotated[str | None, typer.Option("--norm", help="linf (default) or l2.")] = None,
+    norm: Annotated[str | None, typer.Option("--norm", help="linf (default), l2 or l1.")] = None,
     threat: Annotated[
         str | None, typer.Option("--threat", help="linf:8/255, or a preset such as cifar10-linf.")
     ] = None,

@@ -79,8 +79,9 @@ def bottom(context: Context) -> float:
 
 
 def largest_eps(context: Context) -> float:
-    """Give the budget at which the curve ends: every image can become every other (linf 1) or plain gray (l2)."""
-    return 1.0 if context.threat.norm == "linf" else 0.5 * math.sqrt(context.x[0].numel())
+    """Give the budget at which the curve ends: every image can become every other (linf 1) or plain gray (l2, l1)."""
+    values = context.x[0].numel()
+    return {"linf": 1.0, "l2": 0.5 * math.sqrt(values), "l1": 0.5 * values}[context.threat.norm]
 
 
 def _levels(context: Context) -> list[float]:

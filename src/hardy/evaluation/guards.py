@@ -111,8 +111,11 @@ def logits(z: Float[Tensor, "n k"]) -> Check:
 
 
 def eps_scale(threat: Threat, *, pixels: int) -> Check:
-    """Judge whether the budget is on the scale of pixels in [0, 1]. For l2 the diagonal of the box is the unit."""
-    whole = 1.0 if threat.norm == "linf" else math.sqrt(pixels)
+    """Judge whether the budget is on the scale of pixels in [0, 1].
+
+    The unit for l2 is the diagonal of the box, for l1 the sum over all values.
+    """
+    whole = {"linf": 1.0, "l2": math.sqrt(pixels), "l1": float(pixels)}[threat.norm]
     least = GRAY / 10 if threat.norm == "linf" else GRAY
     evidence = f"{threat} is {threat.eps / whole:.2g} of the box [0, 1]"
     if threat.eps > whole:

@@ -94,7 +94,7 @@ def level(value: float | None, name: str) -> str:
 
 def threat(budget: Threat) -> str:
     """Write a threat as the page does: ``Linf, eps 8/255``."""
-    norm = {"linf": "Linf", "l2": "L2"}[budget.norm]
+    norm = {"linf": "Linf", "l2": "L2", "l1": "L1"}[budget.norm]
     return f"{norm}, eps {level(budget.eps, 'eps') if budget.norm == 'linf' else f'{budget.eps:.3g}'}"
 
 

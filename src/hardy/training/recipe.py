@@ -135,7 +135,7 @@ class EvaluateRecipe:
     """
 
     axes: tuple[str, ...] | None = None
-    norm: Literal["linf", "l2"] = "linf"
+    norm: Literal["linf", "l2", "l1"] = "linf"
     eps: float = 8 / 255
     limit: int | None = None
     steps: int = 20
