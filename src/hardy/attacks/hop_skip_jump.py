@@ -101,7 +101,7 @@ class HopSkipJumpState:
 class HopSkipJump:
     """HopSkipJump and its defaults: those of the authors' code and Foolbox, but a budget of queries.
 
-    The authors report results at 1,000, 5,000 and 20,000 queries; the 40 iterations of their code take about 18,000,
+    A common budget is some thousand queries; the 40 iterations of the authors' code take about 18,000,
     the 64 of Foolbox about 36,000.
 
     Attributes:
