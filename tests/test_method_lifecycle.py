@@ -17,6 +17,7 @@ from hardy.errors import AttachError
 from hardy.methods import CARDS, METHODS, PRESETS, Method
 from hardy.objective import Objective
 from hardy.surgery import attach, attachments, strip
+from hardy.training.recipe import build_methods, method_table
 
 NETS = ["cifar_resnet8", "cifar_wrn16_4", "timm:resnet10t"]
 SMALL: dict[str, dict[str, Any]] = {"cifar_resnet8": {"width": 4}, "cifar_wrn16_4": {"width": 4}}
@@ -173,6 +174,12 @@ def test_a_trained_net_is_saved_and_loaded_bit_for_bit(name: str, x: Tensor, y: 
 def test_presets_are_specs_of_their_method(name: str, preset: str) -> None:
     assert type(PRESETS[name][preset]) is METHODS[name]
     assert preset == preset.lower()
+    assert build_methods([{"name": name, "preset": preset}]) == [PRESETS[name][preset]]
+
+
+@pytest.mark.parametrize("name", METHODS)
+def test_the_table_of_a_method_builds_it_again(name: str) -> None:
+    assert build_methods([method_table(METHODS[name]())]) == [METHODS[name]()]
 
 
 @pytest.mark.parametrize("second", METHODS)

@@ -194,7 +194,7 @@ def build_methods(tables: Sequence[Mapping[str, Any]]) -> list[Method]:
         name = table.get("name")
         if name not in METHODS:
             raise ConfigError(f"methods[{i}].name: unknown method {name!r}; {did_you_mean(str(name), METHODS)}")
-        given = {key: value for key, value in table.items() if key not in {"name", "preset"}}
+        given = {key: v for key, v in table.items() if key not in {"name", "preset"} and v is not None}
         params = {**_preset(name, table.get("preset"), f"methods[{i}].preset"), **given}
         listed = {key: list(v) if isinstance(v, tuple) else v for key, v in params.items()}
         methods.append(config.build(METHODS[name], listed, f"methods[{i}]."))
