@@ -149,12 +149,12 @@ def cell(model: nn.Module, method: str, size: int) -> str:
     except HardyError as error:
         return f"no: {str(error).removeprefix(f'{method}: ').partition(', and ')[0].partition('. One')[0].rstrip('.')}"
     _, losses = Objective(model, attached).train()(images(size, 2), torch.tensor([0, 1]))
-    sum(losses.values()).backward()  # type: ignore[union-attr]
-    assert all(p.grad.isfinite().all() for p in model.parameters() if p.grad is not None)  # noqa: S101
+    sum(losses.values()).backward()  # type: ignore[union-attr]  # the sum of tensors
+    assert all(p.grad.isfinite().all() for p in model.parameters() if p.grad is not None)  # noqa: S101  (a check)
     sites, notes = attached[0].sites, attached[0].notes
     attached.detach()
     model.eval().zero_grad(set_to_none=True)
-    assert list(model.state_dict()) == list(before)  # noqa: S101
+    assert list(model.state_dict()) == list(before)  # noqa: S101  (a check)
     model.load_state_dict(before)  # the step has moved the statistics of the norms
     return f"{len(sites)}{'*' if notes else ''}: `{sites[0].removeprefix('net.')}`"
 

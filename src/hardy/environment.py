@@ -43,7 +43,7 @@ def _commit() -> str:
         return ""
     command = [git, "describe", "--always", "--dirty", "--abbrev=12", "--exclude=*"]
     try:
-        done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=10)  # noqa: S603
+        done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=10)  # noqa: S603  (fixed words)
     except (OSError, subprocess.TimeoutExpired):
         return ""
     return done.stdout.strip() if done.returncode == 0 else ""

@@ -179,7 +179,7 @@ class Result:
         path = Path(path)
         arrays = {f"outcomes/{key}": value for key, value in self.outcomes_by_point.items()}
         arrays |= {f"arrays/{key}": value for key, value in self.arrays.items()}
-        write_atomic(path.with_suffix(".npz"), lambda file: np.savez_compressed(file, **arrays))  # type: ignore[arg-type]
+        write_atomic(path.with_suffix(".npz"), lambda file: np.savez_compressed(file, **arrays))  # type: ignore[arg-type]  # savez takes names
         write_json(path, self.to_json())
 
     def to_json(self) -> dict[str, Any]:

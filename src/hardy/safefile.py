@@ -79,7 +79,7 @@ def read_header(path: Path) -> tuple[dict[str, Any], dict[str, tuple[str, tuple[
     """
     with _open(path) as file:
         text = (file.metadata() or {}).get(HEADER)
-        slices = {name: file.get_slice(name) for name in file.keys()}  # noqa: SIM118  (not a dict)
+        slices = {name: file.get_slice(name) for name in file.keys()}  # noqa: SIM118  (not a dict)  (not a dict)
         shapes = {name: (str(part.get_dtype()), tuple(part.get_shape())) for name, part in slices.items()}
     if text is None:
         raise CheckpointError(f"{path}: safetensors, but not written by Hardy (no header). Load it as weights instead.")
@@ -101,7 +101,7 @@ def read_tensors(path: Path) -> dict[str, Tensor]:
         CheckpointError: not a file, not safetensors, or truncated.
     """
     with _open(path) as file:
-        return {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+        return {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118  (not a dict)
 
 
 @contextlib.contextmanager

@@ -161,4 +161,4 @@ def check_targets(logits: Tensor, y: Tensor, targets: Tensor | None) -> None:
 
 def _counts(module: nn.Module) -> bool:
     """Say whether train mode makes this module depend on its batch."""
-    return isinstance(module, nn.modules.batchnorm._BatchNorm)  # noqa: SLF001
+    return isinstance(module, nn.modules.batchnorm._BatchNorm)  # noqa: SLF001  (the base of all batch norms)

@@ -76,19 +76,19 @@ class Attack(Protocol[S]):
     """
 
     @property
-    def name(self) -> str: ...  # noqa: D102
+    def name(self) -> str: ...  # noqa: D102  (above)
     @property
-    def norms(self) -> tuple[Norm, ...]: ...  # noqa: D102
+    def norms(self) -> tuple[Norm, ...]: ...  # noqa: D102  (above)
     @property
-    def targeted(self) -> bool: ...  # noqa: D102
+    def targeted(self) -> bool: ...  # noqa: D102  (above)
     @property
-    def hard_label(self) -> bool: ...  # noqa: D102
+    def hard_label(self) -> bool: ...  # noqa: D102  (above)
     @property
-    def stop(self) -> Stop: ...  # noqa: D102
+    def stop(self) -> Stop: ...  # noqa: D102  (above)
     @property
-    def restarts(self) -> int: ...  # noqa: D102
+    def restarts(self) -> int: ...  # noqa: D102  (above)
     @property
-    def loss(self) -> Loss: ...  # noqa: D102
+    def loss(self) -> Loss: ...  # noqa: D102  (above)
 
     def start(self, x: Tensor, y: Goal, threat: Ball, key: Tensor) -> S:
         """Begin one job per row: images (n, c, h, w) in [0, 1], goals, budgets and int64 keys of the same n rows."""

@@ -87,7 +87,7 @@ def command(
     if out is not None:
         arrays = {"x_adv": found.x_adv, "y": images.y, "success": found.success, "margin": found.margin}
         plain = {name: value.cpu().numpy() for name, value in arrays.items()}
-        write_atomic(out, lambda file: np.savez_compressed(file, **plain))  # type: ignore[arg-type]
+        write_atomic(out, lambda file: np.savez_compressed(file, **plain))  # type: ignore[arg-type]  # savez takes names
     if json:
         print_json(summary)
     if not quiet:

@@ -54,7 +54,7 @@ CARD = Card(
 
 
 # What is done to which image changes from batch to batch, so there is nothing to compile.
-@torch.compiler.disable  # type: ignore[untyped-decorator]
+@torch.compiler.disable  # type: ignore[untyped-decorator]  # untyped in torch
 @torch.no_grad()
 def augmix(
     x: Float[Tensor, "n c h w"],
@@ -121,13 +121,13 @@ def _dirichlet(key: Tensor, counter: int, alpha: float, size: int) -> Tensor:
 def _autocontrast(x: Tensor, _level: Tensor) -> Tensor:
     from torchvision.transforms.v2 import functional as tv  # only here: importing it takes longer than this library
 
-    return tv.autocontrast(x)  # type: ignore[attr-defined]
+    return tv.autocontrast(x)  # type: ignore[attr-defined]  # no __all__ in torchvision
 
 
 def _equalize(x: Tensor, _level: Tensor) -> Tensor:
     from torchvision.transforms.v2 import functional as tv
 
-    return tv.equalize((255 * x).round().to(torch.uint8)).float() / 255  # type: ignore[attr-defined]
+    return tv.equalize((255 * x).round().to(torch.uint8)).float() / 255  # type: ignore[attr-defined]  # likewise
 
 
 def _posterize(x: Tensor, level: Tensor) -> Tensor:

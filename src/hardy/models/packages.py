@@ -45,7 +45,7 @@ def torchvision_net(name: str, in_channels: int, args: Mapping[str, Any]) -> nn.
     from torchvision import models
 
     extra = {"aux_logits": False, "init_weights": True} if name in HALF_INSIDE else {}
-    net: nn.Module = models.get_model(name, weights=None, **extra, **args)  # type: ignore[attr-defined]
+    net: nn.Module = models.get_model(name, weights=None, **extra, **args)  # type: ignore[attr-defined]  # no __all__
     if in_channels != 3:
         first, old = next((n, m) for n, m in net.named_modules() if isinstance(m, nn.Conv2d))
         owner, _, attribute = first.rpartition(".")
@@ -62,7 +62,7 @@ def torchvision_state(name: str) -> Mapping[str, torch.Tensor]:
     from torchvision import models
 
     try:
-        weights = models.get_model_weights(name).DEFAULT  # type: ignore[attr-defined]
+        weights = models.get_model_weights(name).DEFAULT  # type: ignore[attr-defined]  # no __all__
         state: Mapping[str, torch.Tensor] = weights.get_state_dict(progress=False, check_hash=True, weights_only=True)
     except (*DOWNLOAD, AttributeError) as error:
         raise _no_download(f"torchvision:{name}", error) from error
@@ -73,7 +73,7 @@ def torchvision_native(name: str, *, pretrained: bool) -> Native:
     """Give mean, std and crop size of the weights that torchvision recommends for a net; nothing without weights."""
     from torchvision import models
 
-    published: Any = models.get_model_weights(name) if pretrained else None  # type: ignore[attr-defined]
+    published: Any = models.get_model_weights(name) if pretrained else None  # type: ignore[attr-defined]  # no __all__
     if not published:
         return None, None
     transforms = published.DEFAULT.transforms()

@@ -75,7 +75,7 @@ def names(builder: str) -> list[str]:
     if builder == "torchvision":
         from torchvision import models
 
-        return sorted(models.list_models(module=models))  # type: ignore[attr-defined]
+        return sorted(models.list_models(module=models))  # type: ignore[attr-defined]  # no __all__
     return sorted(BUILTIN) if builder == "builtin" else []
 
 

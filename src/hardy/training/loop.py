@@ -170,7 +170,7 @@ class _Job:
         )
         device_ = self.fabric.device
         layout = torch.channels_last if t.channels_last else torch.contiguous_format
-        model.to(device_, memory_format=layout)  # type: ignore[call-overload]
+        model.to(device_, memory_format=layout)  # type: ignore[call-overload]  # memory_format
         self.methods = methods
         check_size(model, data, device_)
         self.attached = surgery.attach(
@@ -358,7 +358,7 @@ class _Job:
         if chosen is not None:
             self.model.load_state_dict(chosen)
         surgery.strip_(self.model)
-        self.model.to("cpu", memory_format=torch.contiguous_format).eval()  # type: ignore[call-overload]
+        self.model.to("cpu", memory_format=torch.contiguous_format).eval()  # type: ignore[call-overload]  # memory_format
         row = self.rows[self.best_epoch - 1 if self.best is not None else -1]  # of the weights that are kept
         facts = {"data": self.recipe.data.name, "seed": str(self.recipe.seed), "weights": self._which()}
         io.save(
