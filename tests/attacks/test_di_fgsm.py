@@ -12,7 +12,8 @@ from torch import Tensor, nn
 
 from hardy import seeding
 from hardy.attacks import attack, di_fgsm
-from hardy.attacks.di_fgsm import DIFGSM, DIFGSMState, shrink_matrix
+from hardy.attacks._momentum import Path as Walk
+from hardy.attacks.di_fgsm import DIFGSM, shrink_matrix
 from hardy.attacks.goal import Goal
 from hardy.attacks.mi_fgsm import MIFGSM
 from hardy.attacks.state import Ball, concat, select
@@ -24,7 +25,7 @@ def goal_of(y: Tensor) -> Goal:
     return Goal(label=y, target=y, must_hit=torch.zeros_like(y, dtype=torch.bool))
 
 
-def move(spec: DIFGSM, net: nn.Module, state: DIFGSMState, y: Tensor) -> DIFGSMState:
+def move(spec: DIFGSM, net: nn.Module, state: Walk, y: Tensor) -> Walk:
     """One round, without the engine."""
     query = spec.ask(state)
     leaf = query.x.clone().requires_grad_()
@@ -33,7 +34,7 @@ def move(spec: DIFGSM, net: nn.Module, state: DIFGSMState, y: Tensor) -> DIFGSMS
     return spec.tell(state, z.detach(), g)
 
 
-def begin(spec: DIFGSM, x: Tensor, y: Tensor, eps: float, key: Tensor) -> DIFGSMState:
+def begin(spec: DIFGSM, x: Tensor, y: Tensor, eps: float, key: Tensor) -> Walk:
     return spec.start(x, goal_of(y), Ball("linf", torch.full((len(x),), eps, dtype=torch.float64)), key)
 
 

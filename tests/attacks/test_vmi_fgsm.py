@@ -10,9 +10,10 @@ from torch import Tensor, nn
 
 from hardy import seeding
 from hardy.attacks import attack
+from hardy.attacks._momentum import Path as Walk
 from hardy.attacks.goal import Goal
 from hardy.attacks.state import Ball, concat, select
-from hardy.attacks.vmi_fgsm import VMIFGSM, VMIFGSMState
+from hardy.attacks.vmi_fgsm import VMIFGSM
 from hardy.errors import ParameterError
 from hardy.threats import Threat
 
@@ -21,7 +22,7 @@ def goal_of(y: Tensor) -> Goal:
     return Goal(label=y, target=y, must_hit=torch.zeros_like(y, dtype=torch.bool))
 
 
-def move(spec: VMIFGSM, net: nn.Module, state: VMIFGSMState, y: Tensor) -> VMIFGSMState:
+def move(spec: VMIFGSM, net: nn.Module, state: Walk, y: Tensor) -> Walk:
     """One round, without the engine."""
     query = spec.ask(state)
     leaf = query.x.clone().requires_grad_()
@@ -30,7 +31,7 @@ def move(spec: VMIFGSM, net: nn.Module, state: VMIFGSMState, y: Tensor) -> VMIFG
     return spec.tell(state, z.detach(), g)
 
 
-def begin(spec: VMIFGSM, x: Tensor, y: Tensor, eps: float, key: Tensor) -> VMIFGSMState:
+def begin(spec: VMIFGSM, x: Tensor, y: Tensor, eps: float, key: Tensor) -> Walk:
     return spec.start(x, goal_of(y), Ball("linf", torch.full((len(x),), eps, dtype=torch.float64)), key)
 
 
@@ -79,7 +80,7 @@ def test_neighbors_fill_their_cube_and_change_with_row_and_step() -> None:
         query = spec.ask(state)
         assert query.row.tolist() == [i for i in range(8) for _ in range(21)]
         points = query.x.reshape(8, 21, 25)
-        assert torch.equal(points[:, 0], state.path.x_adv.flatten(1))
+        assert torch.equal(points[:, 0], state.x_adv.flatten(1))
         seen.append((points[:, 1:] - points[:, :1]) / 0.15)
         state = spec.tell(state, torch.zeros(168, 2), torch.zeros_like(query.x))
     offset = torch.stack(seen)  # steps, rows, neighbors, pixels

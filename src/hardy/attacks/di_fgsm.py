@@ -17,19 +17,16 @@ from dataclasses import dataclass
 from typing import ClassVar
 
 import torch
-from jaxtyping import Bool, Float, Int
+from jaxtyping import Float, Int
 from torch import Tensor
 
 from hardy import seeding
 from hardy.attacks._card import Card
-from hardy.attacks._momentum import Path, advance, begin, check, own_rows
-from hardy.attacks.goal import Goal
-from hardy.attacks.losses import Loss, cross_entropy
-from hardy.attacks.state import Ball, Query, Stop
+from hardy.attacks._momentum import Momentum, Path, own_rows
+from hardy.attacks.state import Query
 from hardy.errors import ParameterError
-from hardy.threats import Norm
 
-__all__ = ["CARD", "DIFGSM", "DIFGSMState", "shrink_matrix"]
+__all__ = ["CARD", "DIFGSM", "shrink_matrix"]
 
 CARD = Card(
     name="di_fgsm",
@@ -41,14 +38,6 @@ CARD = Card(
         "linear instead of nearest interpolation; one draw per image instead of one per batch",
     ),
 )
-
-
-@dataclass(frozen=True)
-class DIFGSMState:
-    """Rows of DI-FGSM: paths and keys."""
-
-    path: Path
-    key: Int[Tensor, "n"]
 
 
 def shrink_matrix(side: int, *, size: Int[Tensor, "n"], offset: Int[Tensor, "n"]) -> Float[Tensor, "n side side"]:
@@ -70,90 +59,49 @@ def shrink_matrix(side: int, *, size: Int[Tensor, "n"], offset: Int[Tensor, "n"]
 
 
 @dataclass(frozen=True, kw_only=True)
-class DIFGSM:
+class DIFGSM(Momentum):
     """DI-FGSM and its defaults, which are the paper's M-DI2-FGSM.
 
+    Steps, their length, momentum (``decay``) and ``stop`` are those of ``Momentum``.
+
     Attributes:
-        steps: Gradient steps, at least 1.
-        step_size: Length of a step in pixels in [0, 1]. None: eps / steps.
-        decay: What a step keeps of the gradients before it, at least 0 (mu); 0 is DI2-FGSM without momentum.
         probability: Chance, in [0, 1], that a step looks at a copy and not at the point itself (p).
         resize: Smallest side of a copy as a share of the image's, above 0 and below 1.
-        stop: When an image leaves; see :class:`hardy.attacks.state.Attack`.
     """
 
-    steps: int = 10
-    step_size: float | None = None
-    decay: float = 1.0
     probability: float = 0.5
     resize: float = 0.9
-    stop: Stop = "first_success"
 
     name: ClassVar[str] = CARD.name
-    norms: ClassVar[tuple[Norm, ...]] = ("linf",)
-    targeted: ClassVar[bool] = False
-    hard_label: ClassVar[bool] = False
-    restarts: ClassVar[int] = 1
 
     def __post_init__(self) -> None:
-        check("DIFGSM", steps=self.steps, step_size=self.step_size, decay=self.decay)
+        Momentum.__post_init__(self)
         if not 0 <= self.probability <= 1:
             raise ParameterError(f"DIFGSM: probability must be in [0, 1]; got {self.probability}.")
         if not 0 < self.resize < 1:
             raise ParameterError(f"DIFGSM: resize must be above 0 and below 1; got {self.resize}.")
 
-    @property
-    def loss(self) -> Loss:
-        """Cross-entropy."""
-        return cross_entropy
-
-    def start(
-        self,
-        x: Float[Tensor, "n c h w"],
-        y: Goal,  # noqa: ARG002  (the engine takes the loss)
-        threat: Ball,
-        key: Int[Tensor, "n"],
-    ) -> DIFGSMState:
-        """Begin at the image."""
-        return DIFGSMState(begin(x, threat, steps=self.steps, step_size=self.step_size), key)
-
-    def ask(self, state: DIFGSMState) -> Query:
+    def ask(self, state: Path) -> Query:
         """Ask for the gradient at each current point or at its copy."""
         copied, rows, columns = self._draw(state)
-        x_adv = state.path.x_adv
-        points = torch.where(copied, rows @ x_adv @ columns.mT, x_adv)
-        return Query(points, own_rows(state.path), gradient=True)
+        points = torch.where(copied, rows @ state.x_adv @ columns.mT, state.x_adv)
+        return Query(points, own_rows(state), gradient=True)
 
-    def tell(
-        self,
-        state: DIFGSMState,
-        logits: Float[Tensor, "n k"],  # noqa: ARG002  (the contract)
-        gradient: Float[Tensor, "n c h w"] | None,
-    ) -> DIFGSMState:
-        """Bring the gradient back to the current point, accumulate, step and project."""
-        assert gradient is not None  # noqa: S101  (asked for)
+    def mend(self, state: Path, gradient: Float[Tensor, "n c h w"]) -> Float[Tensor, "n c h w"]:
+        """Bring the gradients back from the copies."""
         copied, rows, columns = self._draw(state)
-        pulled = torch.where(copied, rows.mT @ gradient @ columns, gradient)
-        return DIFGSMState(advance(state.path, pulled, decay=self.decay), state.key)
+        return torch.where(copied, rows.mT @ gradient @ columns, gradient)
 
-    def finished(self, state: DIFGSMState) -> Bool[Tensor, "n"]:
-        """Say which rows have done all steps."""
-        return state.path.step >= self.steps
-
-    def result(self, state: DIFGSMState) -> Float[Tensor, "n c h w"]:
-        """Give the current points."""
-        return state.path.x_adv
-
-    def _draw(self, state: DIFGSMState) -> tuple[Tensor, Tensor, Tensor]:
+    def _draw(self, state: Path) -> tuple[Tensor, Tensor, Tensor]:
         """Draw each row's copy: whether there is one, and the matrices that act on rows and on columns of pixels.
 
         A function of key and step, so it need not be stored. Both sides shrink by the same draw.
         """
-        u = seeding.uniform(seeding.fold(state.key, state.path.step), 0, (4,))
-        h, w = state.path.x.shape[2:]
+        u = seeding.uniform(seeding.fold(state.key, state.step), 0, (4,))
+        h, w = state.x.shape[2:]
         rows, columns = (_one_side(side, self.resize, u[:, 1], u[:, i]) for side, i in ((h, 2), (w, 3)))
         copied = (u[:, 0] < self.probability)[:, None, None, None]
-        return copied, rows[:, None].to(state.path.x.dtype), columns[:, None].to(state.path.x.dtype)
+        return copied, rows[:, None].to(state.x.dtype), columns[:, None].to(state.x.dtype)
 
 
 def _one_side(side: int, resize: float, u: Float[Tensor, "n"], v: Float[Tensor, "n"]) -> Tensor:

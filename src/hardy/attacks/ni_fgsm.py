@@ -15,16 +15,13 @@ from dataclasses import dataclass
 from typing import ClassVar
 
 import torch
-from jaxtyping import Bool, Float, Int
+from jaxtyping import Float
 from torch import Tensor
 
 from hardy.attacks._card import Card
-from hardy.attacks._momentum import Path, advance, begin, check, own_rows
-from hardy.attacks.goal import Goal
-from hardy.attacks.losses import Loss, cross_entropy
-from hardy.attacks.state import Ball, Query, Stop
+from hardy.attacks._momentum import Momentum, Path, own_rows
+from hardy.attacks.state import Query
 from hardy.errors import ParameterError
-from hardy.threats import Norm
 
 __all__ = ["CARD", "NIFGSM"]
 
@@ -41,49 +38,24 @@ CARD = Card(
 
 
 @dataclass(frozen=True, kw_only=True)
-class NIFGSM:
+class NIFGSM(Momentum):
     """NI-FGSM and its defaults, which are the paper's.
 
+    Steps, their length, momentum (``decay``) and ``stop`` are those of ``Momentum``.
+
     Attributes:
-        steps: Gradient steps, at least 1.
-        step_size: Length of a step in pixels in [0, 1]. None: eps / steps.
-        decay: What a step keeps of the gradients before it, at least 0 (mu).
         scales: Copies of each point, the i-th times 2^-i, whose gradients are averaged; from 1, NI-FGSM, to 32. The
             paper's SI-NI-FGSM is 5 (m). Each costs a pass.
-        stop: When an image leaves; see :class:`hardy.attacks.state.Attack`.
     """
 
-    steps: int = 10
-    step_size: float | None = None
-    decay: float = 1.0
     scales: int = 1
-    stop: Stop = "first_success"
 
     name: ClassVar[str] = CARD.name
-    norms: ClassVar[tuple[Norm, ...]] = ("linf",)
-    targeted: ClassVar[bool] = False
-    hard_label: ClassVar[bool] = False
-    restarts: ClassVar[int] = 1
 
     def __post_init__(self) -> None:
-        check("NIFGSM", steps=self.steps, step_size=self.step_size, decay=self.decay)
+        Momentum.__post_init__(self)
         if not 1 <= self.scales <= 32:
             raise ParameterError(f"NIFGSM: scales must be from 1 to 32; got {self.scales}.")
-
-    @property
-    def loss(self) -> Loss:
-        """Cross-entropy."""
-        return cross_entropy
-
-    def start(
-        self,
-        x: Float[Tensor, "n c h w"],
-        y: Goal,  # noqa: ARG002  (the engine takes the loss)
-        threat: Ball,
-        key: Int[Tensor, "n"],  # noqa: ARG002  (nothing is random)
-    ) -> Path:
-        """Begin at the image."""
-        return begin(x, threat, steps=self.steps, step_size=self.step_size)
 
     def ask(self, state: Path) -> Query:
         """Ask for the gradient ahead of each current point, at full and at dimmed brightness."""
@@ -91,25 +63,10 @@ class NIFGSM:
         copies = ahead[:, None] * self._factors(state)
         return Query(copies.flatten(0, 1), own_rows(state).repeat_interleave(self.scales), gradient=True)
 
-    def tell(
-        self,
-        state: Path,
-        logits: Float[Tensor, "m k"],  # noqa: ARG002  (the contract)
-        gradient: Float[Tensor, "m c h w"] | None,
-    ) -> Path:
-        """Average over the copies, accumulate, step from the current point and project."""
-        assert gradient is not None  # noqa: S101  (asked for)
+    def mend(self, state: Path, gradient: Float[Tensor, "m c h w"]) -> Float[Tensor, "n c h w"]:
+        """Average over the copies."""
         found = gradient.reshape(len(state.x), self.scales, *gradient.shape[1:])
-        pulled = (found * self._factors(state)).mean(dim=1)  # d(x / 2^i) / dx = 2^-i
-        return advance(state, pulled, decay=self.decay)
-
-    def finished(self, state: Path) -> Bool[Tensor, "n"]:
-        """Say which rows have done all steps."""
-        return state.step >= self.steps
-
-    def result(self, state: Path) -> Float[Tensor, "n c h w"]:
-        """Give the current points."""
-        return state.x_adv
+        return (found * self._factors(state)).mean(dim=1)  # d(x / 2^i) / dx = 2^-i
 
     def _factors(self, state: Path) -> Float[Tensor, "s 1 1 1"]:
         powers = torch.arange(self.scales, device=state.x.device, dtype=state.x.dtype)

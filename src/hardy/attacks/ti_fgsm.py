@@ -12,16 +12,12 @@ from typing import ClassVar
 
 import torch
 import torch.nn.functional as F
-from jaxtyping import Bool, Float, Int
+from jaxtyping import Float
 from torch import Tensor
 
 from hardy.attacks._card import Card
-from hardy.attacks._momentum import Path, advance, begin, check, own_rows
-from hardy.attacks.goal import Goal
-from hardy.attacks.losses import Loss, cross_entropy
-from hardy.attacks.state import Ball, Query, Stop
+from hardy.attacks._momentum import Momentum, Path
 from hardy.errors import ParameterError
-from hardy.threats import Norm
 
 __all__ = ["CARD", "TIFGSM", "gaussian_blur"]
 
@@ -54,74 +50,30 @@ def gaussian_blur(values: Float[Tensor, "n c h w"], *, kernel_size: int, reach: 
 
 
 @dataclass(frozen=True, kw_only=True)
-class TIFGSM:
+class TIFGSM(Momentum):
     """TI-FGSM and its defaults, which are those of the authors' code.
 
+    Steps, their length, momentum (``decay``) and ``stop`` are those of ``Momentum``.
+
     Attributes:
-        steps: Gradient steps, at least 1.
-        step_size: Length of a step in pixels in [0, 1]. None: eps / steps.
-        decay: What a step keeps of the gradients before it, at least 0 (mu); 0 is TI-BIM.
         kernel_size: Side of the blur in pixels, odd; 1 is no blur. The paper's 15 is for images of 299 pixels, a
             twentieth of the side; on small images take less, such as 3 or 5 for 32 pixels, of which 15 would mix half.
         reach: Standard deviations from the kernel's centre to its border, above 0. The paper's 3 with 15 pixels is a
             standard deviation of 7/3 pixels.
-        stop: When an image leaves; see :class:`hardy.attacks.state.Attack`.
     """
 
-    steps: int = 10
-    step_size: float | None = None
-    decay: float = 1.0
     kernel_size: int = 15
     reach: float = 3.0
-    stop: Stop = "first_success"
 
     name: ClassVar[str] = CARD.name
-    norms: ClassVar[tuple[Norm, ...]] = ("linf",)
-    targeted: ClassVar[bool] = False
-    hard_label: ClassVar[bool] = False
-    restarts: ClassVar[int] = 1
 
     def __post_init__(self) -> None:
-        check("TIFGSM", steps=self.steps, step_size=self.step_size, decay=self.decay)
+        Momentum.__post_init__(self)
         if self.kernel_size < 1 or self.kernel_size % 2 == 0:
             raise ParameterError(f"TIFGSM: kernel_size must be odd and at least 1; got {self.kernel_size}.")
         if not 0 < self.reach < float("inf"):
             raise ParameterError(f"TIFGSM: reach must be above 0 and finite; got {self.reach}.")
 
-    @property
-    def loss(self) -> Loss:
-        """Cross-entropy."""
-        return cross_entropy
-
-    def start(
-        self,
-        x: Float[Tensor, "n c h w"],
-        y: Goal,  # noqa: ARG002  (the engine takes the loss)
-        threat: Ball,
-        key: Int[Tensor, "n"],  # noqa: ARG002  (nothing is random)
-    ) -> Path:
-        """Begin at the image."""
-        return begin(x, threat, steps=self.steps, step_size=self.step_size)
-
-    def ask(self, state: Path) -> Query:
-        """Ask for the gradient at each current point."""
-        return Query(state.x_adv, own_rows(state), gradient=True)
-
-    def tell(
-        self,
-        state: Path,
-        logits: Float[Tensor, "n k"],  # noqa: ARG002  (the contract)
-        gradient: Float[Tensor, "n c h w"] | None,
-    ) -> Path:
-        """Blur, accumulate, step and project."""
-        assert gradient is not None  # noqa: S101  (asked for)
-        blurred = gaussian_blur(gradient, kernel_size=self.kernel_size, reach=self.reach)
-        return advance(state, blurred, decay=self.decay)
-
-    def finished(self, state: Path) -> Bool[Tensor, "n"]:
-        """Say which rows have done all steps."""
-        return state.step >= self.steps
-
-    def result(self, state: Path) -> Float[Tensor, "n c h w"]:
-        """Give the current points."""
-        return state.x_adv
+    def mend(self, state: Path, gradient: Float[Tensor, "n c h w"]) -> Float[Tensor, "n c h w"]:  # noqa: ARG002  (base)
+        """Blur the gradients."""
+        return gaussian_blur(gradient, kernel_size=self.kernel_size, reach=self.reach)
