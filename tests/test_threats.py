@@ -100,9 +100,16 @@ def test_threats_as_people_write_them() -> None:
     assert parse_threat("cifar10-linf") is PRESETS["cifar10-linf"]
 
 
-def test_presets_are_those_of_robustbench() -> None:
-    assert PRESETS["cifar10-linf"] == PRESETS["cifar100-linf"] == Threat("linf", 8 / 255)
-    assert PRESETS["cifar10-l2"] == Threat("l2", 0.5) and PRESETS["imagenet-linf-4"] == Threat("linf", 4 / 255)
+def test_presets_are_the_leaderboards_of_robustbench() -> None:
+    # https://robustbench.github.io: the eps of its model_info files, by folder
+    board = {"cifar10/Linf": 8 / 255, "cifar10/L2": 0.5, "cifar100/Linf": 8 / 255, "imagenet/Linf": 4 / 255}
+    want = {path.lower().replace("/", "-"): Threat(path.split("/")[1].lower(), eps) for path, eps in board.items()}  # type: ignore[arg-type]
+    assert want | {"imagenet-linf-4": want["imagenet-linf"]} == PRESETS
+
+
+def test_every_preset_is_read_by_its_name() -> None:
+    assert all(parse_threat(name) is threat for name, threat in PRESETS.items())
+    assert str(parse_threat("imagenet-linf")) == "linf 4/255"
 
 
 @pytest.mark.parametrize(

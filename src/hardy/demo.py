@@ -21,6 +21,7 @@ ARMS: Mapping[str, tuple[dict[str, Any], ...]] = {
     "spatial_dropout+erasing": ({"name": "spatial_dropout"}, {"name": "random_erasing"}),
 }
 THREAT = Threat("linf", 0.1)  # a tenth of the range of a pixel; digits have 17 gray levels
+AXES_SHOWN = ("clean", "noise", "white_box", "eps_curve", "transfer", "worst_case", "texture")  # a minute in all
 SIBLING, SOURCE = 1, 2  # seeds beside 0
 
 
@@ -110,6 +111,8 @@ class _Work:
             images.images(),
             images.y,
             threat=THREAT,
+            axes=AXES_SHOWN,
+            suite="quick",
             sources=[(f"plain-seed{SOURCE}", source.model)],
             siblings=[(f"{arm}-seed{SIBLING}", sibling.model)],
             budget=Budget(grids=(2, 4)),

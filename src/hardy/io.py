@@ -208,8 +208,9 @@ def load_model(
     """Build or load a classifier with its normalisation inside: pixels in [0, 1] in, logits out.
 
     Args:
-        name: ``timm:NAME``, ``torchvision:NAME``, a built-in net (``cifar_resnet18``), ``path/to/file.py:factory``, or
-            a Hardy checkpoint (``.safetensors``), which needs no further argument.
+        name: ``timm:NAME``, ``torchvision:NAME``, ``robustbench:DATA/THREAT/MODEL`` (with ``pretrained`` its file), a
+            built-in net (``cifar_resnet18``), ``path/to/file.py:factory``, or a Hardy checkpoint (``.safetensors``),
+            which needs no further argument.
         num_classes: Number of classes; by default what the net was made for.
         pretrained: True to fetch weights, or a weights file.
         in_channels: Channels of the images.

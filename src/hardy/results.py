@@ -24,7 +24,7 @@ from hardy.safefile import write_atomic, write_json
 from hardy.stats import wilson
 from hardy.threats import Threat
 
-__all__ = ["FORMAT", "Axis", "Check", "Point", "Result", "Status", "point"]
+__all__ = ["FORMAT", "UNREADABLE", "Axis", "Check", "Point", "Result", "Status", "Versus", "point"]
 
 FORMAT = 1  # 1: first format
 
@@ -98,6 +98,33 @@ class Axis:
 
 
 @dataclass(frozen=True, kw_only=True)
+class Versus:
+    """The model against its base, attacked by the same protocol on the same images.
+
+    Attributes:
+        axis: What was compared: "clean", "white_box" or "worst_case".
+        base: Name of the base.
+        accuracy: Of the model, in [0, 1].
+        base_accuracy: Of the base, in [0, 1].
+        difference: ``accuracy - base_accuracy``.
+        low: Lower bound of its 95 % interval (paired bootstrap over images).
+        high: Upper bound.
+        p: Of the exact sign test.
+        verdict: "better" or "worse" where the interval excludes 0 and p is below 0.05; else "unclear".
+    """
+
+    axis: str
+    base: str
+    accuracy: float
+    base_accuracy: float
+    difference: float
+    low: float
+    high: float
+    p: float
+    verdict: Literal["better", "worse", "unclear"]
+
+
+@dataclass(frozen=True, kw_only=True)
 class Result:
     """What ``hardy.evaluate`` returns; ``Result.read(path)`` of ``result.save(path)`` is equal to it.
 
@@ -111,6 +138,7 @@ class Result:
         seed: Seed of everything random in the evaluation.
         axes: What was measured.
         checks: Reasons to distrust it.
+        versus: The verdict against the base, if one was given.
         methods: ``repr`` of the methods that made the model.
         command: Shell command or call that repeats the evaluation.
         environment: Versions, device, git commit.
@@ -129,6 +157,7 @@ class Result:
     seed: int
     axes: tuple[Axis, ...]
     checks: tuple[Check, ...]
+    versus: tuple[Versus, ...] = ()
     methods: tuple[str, ...] = ()
     command: str = ""
     environment: dict[str, str] = field(default_factory=dict)

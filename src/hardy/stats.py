@@ -4,11 +4,11 @@ import math
 
 import numpy as np
 import numpy.typing as npt
-from scipy.special import ndtri
+from scipy.special import bdtr, ndtri
 
 from hardy.errors import ParameterError
 
-__all__ = ["paired_bootstrap", "wilson"]
+__all__ = ["paired_bootstrap", "sign_test", "wilson"]
 
 
 def wilson(successes: int, n: int, *, level: float = 0.95) -> tuple[float, float]:
@@ -71,3 +71,29 @@ def paired_bootstrap(
     means = (drawn[:, 0] - drawn[:, 2]) / n
     low, high = np.quantile(means, [(1 - level) / 2, (1 + level) / 2])
     return float(difference.mean()), float(low), float(high)
+
+
+def sign_test(a: npt.NDArray[np.bool_], b: npt.NDArray[np.bool_]) -> float:
+    """Test exactly whether two nets are right equally often, on the images on which just one of them is right.
+
+    Both directions count (McNemar's exact test). A percentile interval of four differing images that agree excludes 0;
+    this test does not.
+
+    Args:
+        a: Per-image outcomes of the one net, shape (n,).
+        b: Outcomes of the other net on the same images in the same order, shape (n,).
+
+    Returns:
+        The p-value, in (0, 1]; 1 where no image differs.
+
+    Raises:
+        ParameterError: the shapes differ.
+
+    Example:
+        >>> sign_test(np.array([True] * 6), np.array([False] * 6))
+        0.03125
+    """
+    if a.shape != b.shape or a.ndim != 1:
+        raise ParameterError(f"sign_test: the same n images must be behind both; got {a.shape}, {b.shape}.")
+    won, lost = int(np.sum(a & ~b)), int(np.sum(b & ~a))
+    return min(1.0, 2 * float(bdtr(min(won, lost), won + lost, 0.5)))

@@ -104,6 +104,14 @@ class Insert(nn.Module):
     def epoch_end(self, epoch: int) -> None:
         """Do what has to be done after an epoch."""
 
+    def soften(self) -> bool:
+        """Turn into a differentiable stand-in for what this does at test time; False where none is needed.
+
+        Called on a copy of the model, through which attacks then look for gradients. A live method whose forward pass
+        rounds, thresholds or counts must override it and return True.
+        """
+        return False
+
 
 @dataclass(frozen=True, eq=False, repr=False)
 class Attachment:

@@ -49,10 +49,12 @@ class Threat:
         return f"{self.norm} {self.eps:.4g}"
 
 
-PRESETS = {  # as RobustBench names them
+# RobustBench's leaderboards of attacks, by data and norm; it has none for other norms on these data
+PRESETS = {
     "cifar10-linf": Threat("linf", 8 / 255),
     "cifar10-l2": Threat("l2", 0.5),
     "cifar100-linf": Threat("linf", 8 / 255),
+    "imagenet-linf": Threat("linf", 4 / 255),
     "imagenet-linf-4": Threat("linf", 4 / 255),
 }
 

@@ -12,6 +12,7 @@ import typer
 from PIL import Image
 from typer.testing import CliRunner
 
+from hardy import io
 from hardy.cli import common
 from hardy.cli.main import app
 from hardy.errors import ConfigError
@@ -33,7 +34,7 @@ batch_size = 64
 [evaluate]
 eps = 0.1
 limit = 40
-steps = 3
+suite = "quick"
 axes = ["clean", "white_box"]
 """
 
@@ -181,7 +182,9 @@ lr = 0.01
 """
     (tmp_path / "photos.toml").write_text(recipe)
     assert hardy("train", tmp_path / "photos.toml", "--out", tmp_path / "run", "--quiet").exit_code == 0
-    done = hardy("evaluate", tmp_path / "run", "--axes", "clean,white_box", "--steps", "2", "--eps", "2/255", "--quiet")
+    done = hardy(
+        "evaluate", tmp_path / "run", "--axes", "clean,white_box", "--suite", "pgd", "--eps", "2/255", "--quiet"
+    )
     assert done.exit_code == 0
     assert hardy("report", tmp_path / "run", "--out", tmp_path / "page.html", "--quiet").exit_code == 0
     page = (tmp_path / "page.html").read_text()
@@ -200,9 +203,59 @@ def test_a_factory_in_a_file_is_trained_and_evaluated(tmp_path: Path) -> None:
     assert hardy("evaluate", tmp_path / "run", "--axes", "clean", "--quiet").exit_code == 0
 
 
+def test_a_stopped_evaluation_goes_on_only_when_told_to(
+    runs: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from hardy.evaluation import AXES
+
+    def press(context: object) -> None:
+        raise KeyboardInterrupt
+
+    asked = ["evaluate", runs / "a", "--axes", "clean,white_box,texture", "--suite", "pgd,square", "--limit", "20"]
+    asked += ["--out", tmp_path / "r.json", "--quiet"]
+    with monkeypatch.context() as patch:
+        patch.setitem(AXES, "texture", press)
+        stopped = hardy(*asked)
+    kept = tmp_path / "r.partial"
+    assert stopped.exit_code == 130 and "go on with --resume" in stopped.stderr and len(list(kept.iterdir())) >= 2
+    again = hardy(*asked)
+    assert again.exit_code == 2 and "an evaluation was stopped here" in again.stderr and kept.exists()
+    assert hardy(*asked, "--resume").exit_code == 0 and not kept.exists()
+    whole = Result.read(tmp_path / "r.json")
+    assert hardy(*asked, "--overwrite").exit_code == 0
+    assert Result.read(tmp_path / "r.json").axes == whole.axes
+    assert [p.label for p in whole.axis("white_box").points] == ["pgd", "square", "custom", "noise"]
+
+
+def test_adversarial_images_are_saved_apart(runs: Path, tmp_path: Path) -> None:
+    asked = ["evaluate", runs / "a", "--axes", "clean,white_box", "--suite", "quick", "--limit", "30", "--eps", "0.1"]
+    done = hardy(*asked, "--out", tmp_path / "r.json", "--save-adversarial", tmp_path / "adv.npz", "--quiet")
+    assert done.exit_code == 0
+    result = Result.read(tmp_path / "r.json")
+    assert "adversarial/x_adv" not in result.arrays
+    with np.load(tmp_path / "adv.npz") as saved:
+        assert saved["x_adv"].shape == (30, 1, 8, 8) and saved["x_adv"].dtype == np.float32
+        assert np.array_equal(saved["broken_by"] == -1, result.outcomes_by_point["white_box/quick"])
+        model = io.load(runs / "a" / "model.safetensors").eval()
+        right = model(torch.from_numpy(saved["x_adv"])).argmax(dim=1).numpy() == saved["y"]
+        assert np.array_equal(right, result.outcomes_by_point["white_box/quick"])
+    assert (
+        "--save-adversarial: needs the axis white_box"
+        in hardy("evaluate", runs / "a", "--axes", "clean", "--save-adversarial", tmp_path / "x.npz").stderr
+    )
+
+
+def test_the_verdict_against_the_base_is_printed(runs: Path, tmp_path: Path) -> None:
+    asked = ["evaluate", runs / "a", "--axes", "clean,white_box", "--suite", "pgd", "--limit", "20", "--eps", "0.1"]
+    done = hardy(*asked, "--base", runs / "b", "--out", tmp_path / "r.json")
+    assert done.exit_code == 0 and "white_box: " in done.stderr and "against base, p = " in done.stderr
+
+
 @pytest.mark.parametrize(
     ("args", "message"),
     [
+        (["evaluate", "cifar_resnet8", "--data", "digits", "--suite", "standrd"], "did you mean 'standard'?"),
+        (["evaluate", "cifar_resnet8", "--data", "digits", "--suite", "pgd,cw"], "cw is defined for l2; got 'linf'"),
         (["train", "none.toml", "--out", "x"], "none.toml: cannot read"),
         (["evaluate", "net.py:make"], "--data: must be given"),
         (["evaluate", "cifar_resnet8", "--data", "digits"], "a net without trained weights"),

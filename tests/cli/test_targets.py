@@ -55,7 +55,7 @@ batch_size = 64
 [evaluate]
 eps = 0.1
 limit = 20
-steps = 2
+suite = "pgd"
 axes = ["clean", "white_box"]
 """
 

@@ -10,7 +10,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from hardy.attacks import PGD, attack
+from hardy.attacks import PGD, Square, attack
 from hardy.corruptions import gaussian_noise, patch_shuffle
 from hardy.errors import DataError, HardyError, ParameterError, ShapeError
 from hardy.evaluation import AXES, DERIVED, FULL, AxisProgress, Budget, evaluate
@@ -19,7 +19,8 @@ from hardy.results import Result
 from hardy.seeding import keys, root
 from hardy.threats import Threat
 
-QUICK = Budget(steps=5, restarts=1, curve_steps=4, noise_draws=3, transfer_steps=4)
+QUICK = Budget(curve_steps=4, noise_draws=3, transfer_steps=4, queries=60, min_norm_steps=10)
+SUITE = [PGD(steps=5), PGD(steps=10, restarts=2), Square(queries=20)]
 THREAT = Threat("linf", 0.1)
 Train = Callable[[int], nn.Module]
 
@@ -31,6 +32,7 @@ def result(net: nn.Module, trained: Train, x: Tensor, y: Tensor) -> Result:
         x,
         y,
         threat=THREAT,
+        suite=SUITE,
         sources=[("other", trained(1))],
         siblings=[trained(2)],
         base=trained(3),
@@ -84,32 +86,23 @@ def test_accuracies_are_in_the_order_that_knowledge_gives(result: Result) -> Non
     assert result.axis("eps_curve").points[-1].accuracy <= 0.1
 
 
-def test_white_box_is_the_attack_it_names(result: Result, net: nn.Module, x: Tensor, y: Tensor) -> None:
-    found = attack(net, x, y, PGD(steps=5), threat=THREAT)
-    assert torch.equal(result.outcomes("white_box"), ~found.success)
-    point = result.point("white_box")
-    assert point.passes == found.passes and point.level == THREAT.eps
-    assert point.details["steps"] == 5 and point.details["restarts"] == 1
-    assert point.details["step_size"] == pytest.approx(2.5 * 0.1 / 5)
-
-
-def test_transfer_is_made_on_the_source_and_gives_both_rates(
-    result: Result, net: nn.Module, trained: Train, x: Tensor, y: Tensor
+def test_white_box_runs_each_attack_on_what_the_ones_before_left(
+    result: Result, net: nn.Module, x: Tensor, y: Tensor
 ) -> None:
-    axis = result.axis("transfer")
-    assert [(p.label, p.series) for p in axis.points] == [
-        ("other", "independent"),
-        ("sibling 0", "gray-box"),
-        ("base", "base"),
-    ]
-    found = attack(net, x, y, PGD(steps=4), threat=THREAT, sources=[trained(1)], stop="never")
-    with torch.no_grad():
-        right, after = net(x).argmax(dim=1) == y, net(found.x_adv).argmax(dim=1) == y
-        fooled = trained(1)(found.x_adv).argmax(dim=1) != y
-    assert torch.equal(result.outcomes("transfer"), right & after)
-    details = axis.points[0].details
-    assert details["source"] == "other" and details["conditional_n"] == int((right & fooled).sum()) > 10
-    assert details["conditional_accuracy"] == pytest.approx(float(after[right & fooled].float().mean()))
+    points = result.axis("white_box").points
+    assert [p.label for p in points] == ["pgd", "pgd #2", "square", "custom", "noise"]
+    standing = net(x).argmax(dim=1) == y
+    for p, spec in zip(points[:3], SUITE, strict=True):
+        found = attack(net, x[standing], y[standing], spec, threat=THREAT, rows=standing.nonzero()[:, 0])
+        assert p.details["attacked"] == int(standing.sum()) and p.details["broke"] == int(found.success.sum())
+        assert p.passes == found.passes and p.details["attack"] == repr(spec) and p.level == THREAT.eps
+        standing = standing.index_put((standing.nonzero()[:, 0],), ~found.success)
+        assert torch.equal(result.outcomes("white_box", p.label), standing)
+    assert torch.equal(result.outcomes("white_box"), standing)
+    by = result.arrays["white_box/broken_by"]
+    assert [(by == i).sum() for i in range(3)] == [p.details["broke"] for p in points[:3]]
+    assert np.array_equal(by == -1, standing.numpy())
+    assert np.array_equal(by == -2, ~result.outcomes_by_point["clean/clean"])
 
 
 def test_noise_and_texture_are_the_corruptions_they_name(result: Result, net: nn.Module, x: Tensor, y: Tensor) -> None:
@@ -140,7 +133,7 @@ def test_pictures_are_those_broken_first(result: Result, net: nn.Module) -> None
 
 def test_a_sound_net_trips_no_check(result: Result) -> None:
     status = {check.code: check.status for check in result.checks}
-    assert status.pop("more_budget") == "not_run"
+    assert {status.pop(code) for code in FULL} == {"not_run"}
     assert set(status.values()) == {"pass"}, result.checks
     assert set(DERIVED) <= status.keys()
     assert all(check.remedy == "" for check in result.checks if check.status == "pass")
@@ -160,7 +153,7 @@ def test_results_repeat_whatever_the_batch_size_and_the_input_form(
     loader = [(x[:50], y[:50]), (x[50:], y[50:])]
     nets = {"sources": [("other", trained(1))], "siblings": [trained(2)], "base": trained(3)}
     rng = torch.get_rng_state()
-    again = evaluate(net, loader, threat=THREAT, **nets, budget=QUICK, batch_size=50)  # type: ignore[arg-type]
+    again = evaluate(net, loader, threat=THREAT, suite=SUITE, **nets, budget=QUICK, batch_size=50)  # type: ignore[arg-type]
     assert torch.equal(rng, torch.get_rng_state())
     for name, outcomes in result.outcomes_by_point.items():
         assert np.array_equal(outcomes, again.outcomes_by_point[name]), name
@@ -170,25 +163,28 @@ def test_a_subset_gives_the_same_outcomes_when_its_rows_are_named(
     result: Result, net: nn.Module, x: Tensor, y: Tensor
 ) -> None:
     rows, axes = torch.tensor([7, 3, 90, 41]), ["noise", "white_box", "texture"]
-    part = evaluate(net, x[rows], y[rows], rows=rows, threat=THREAT, axes=axes, budget=QUICK)
+    part = evaluate(net, x[rows], y[rows], rows=rows, threat=THREAT, axes=axes, suite=SUITE, budget=QUICK)
     for name, outcomes in part.outcomes_by_point.items():
         assert np.array_equal(outcomes, result.outcomes_by_point[name][rows]), name
     with pytest.raises(ShapeError, match=r"rows must be 120 integers; got torch.int64 \(4,\)"):
-        evaluate(net, x, y, rows=rows)
+        evaluate(net, x, y, rows=rows, suite=SUITE)
 
 
 def test_the_model_is_left_as_it_was(net: nn.Module, x: Tensor, y: Tensor) -> None:
     before, grads = copy.deepcopy(net.state_dict()), [p.grad for p in net.parameters()]
-    evaluate(net, x[:20], y[:20], budget=QUICK)
+    evaluate(net, x[:20], y[:20], suite=[PGD(steps=3)], budget=QUICK, checks="full", base=net)
     assert all(torch.equal(v, before[k]) for k, v in net.state_dict().items())
     assert [p.grad for p in net.parameters()] == grads and not net.training
 
 
 def test_progress_names_axis_and_attack(net: nn.Module, x: Tensor, y: Tensor) -> None:
     seen: list[AxisProgress] = []
-    evaluate(net, x[:20], y[:20], axes=["white_box", "clean"], budget=QUICK, on_progress=seen.append)
+    evaluate(net, x[:20], y[:20], axes=["white_box", "clean"], suite=SUITE, budget=QUICK, on_progress=seen.append)
     assert list(dict.fromkeys(p.axis for p in seen)) == ["clean", "white_box", "checks"]
-    assert {p.attack.attack for p in seen if p.attack is not None} == {"pgd", "noise"}
+    assert {p.attack.attack for p in seen if p.attack is not None} >= {"pgd", "square"}
+    assert all(p.attack.done <= p.attack.total for p in seen if p.attack is not None)
+    so_far = [p.robust for p in seen if p.robust is not None]
+    assert so_far == sorted(so_far, reverse=True) and so_far[0] > so_far[-1]
     assert seen[-1].done == seen[-1].total == 2
 
 
@@ -199,7 +195,7 @@ def test_an_axis_without_inputs_is_not_run_and_says_so(net: nn.Module, x: Tensor
     assert missing == {"transfer: no other net to make images on", "texture: no grid of 3 divides 8x8 images"}
     status = {c.code: c.status for c in got.checks if c.code in DERIVED}
     assert set(status.values()) == {"not_run"}
-    assert "examples/x" not in got.arrays
+    assert "examples/x" not in got.arrays and got.versus == ()
 
 
 def test_a_grid_that_does_not_divide_is_named(net: nn.Module, x: Tensor, y: Tensor) -> None:
@@ -217,15 +213,18 @@ def test_several_transfer_budgets_make_several_points(net: nn.Module, trained: T
 
 
 def test_l2_has_all_axes_too(net: nn.Module, x: Tensor, y: Tensor) -> None:
-    got = evaluate(net, x, y, threat=Threat("l2", 0.8), axes=["clean", "white_box", "eps_curve"], budget=QUICK)
+    got = evaluate(
+        net, x, y, threat=Threat("l2", 0.8), axes=["clean", "white_box", "eps_curve"], suite=SUITE, budget=QUICK
+    )
     curve = [p.accuracy for p in got.axis("eps_curve").points]
     assert curve == sorted(curve, reverse=True) and curve[-1] <= 0.1
     assert got.accuracy("white_box") < got.accuracy("white_box", "noise")
 
 
 def test_a_net_that_is_always_wrong_is_no_special_case(net: nn.Module, x: Tensor, y: Tensor) -> None:
-    got = evaluate(net, x, (net(x).argmax(dim=1) + 1) % 10, budget=QUICK)
-    assert {p.accuracy for name in ("clean", "white_box", "eps_curve") for p in got.axis(name).points} == {0.0}
+    got = evaluate(net, x, (net(x).argmax(dim=1) + 1) % 10, suite="quick", budget=QUICK, checks="full")
+    zero = ("clean", "white_box", "eps_curve", "minimal_norm", "query", "worst_case")
+    assert {p.accuracy for name in zero for p in got.axis(name).points} == {0.0}
     assert "examples/x" not in got.arrays
 
 
@@ -245,6 +244,22 @@ BAD: dict[str, tuple[type[HardyError], str, Callable[[nn.Module, Tensor, Tensor]
         "evaluate: weights must be float32, .* 0.weight is torch.float16",
         lambda net, x, y: evaluate(copy.deepcopy(net).half(), x, y),
     ),
+    "suite": (
+        ParameterError,
+        "unknown suite 'standart'; did you mean 'standard'",
+        lambda n, x, y: evaluate(n, x, y, suite="standart"),
+    ),
+    "attack": (
+        ParameterError,
+        "unknown attack 'pdg' in suite; did you mean 'pgd'",
+        lambda n, x, y: evaluate(n, x, y, suite=["fgsm", "pdg"]),
+    ),
+    "norm": (
+        ParameterError,
+        "cw is defined for l2; got 'linf'",
+        lambda n, x, y: evaluate(n, x, y, suite=["cw"]),
+    ),
+    "empty suite": (ParameterError, "at least one attack", lambda n, x, y: evaluate(n, x, y, suite=[])),
     "no axis": (ParameterError, "at least one axis", lambda n, x, y: evaluate(n, x, y, axes=[])),
     "uint8": (
         DataError,
@@ -283,7 +298,8 @@ def test_bad_input_stops_before_anything_is_measured(net: nn.Module, x: Tensor, 
 
 
 @pytest.mark.parametrize(
-    "wrong", [{"steps": 0}, {"sigmas": ()}, {"sigmas": (0.1, 0.1)}, {"grids": (0,)}, {"step_size": -1.0}]
+    "wrong",
+    [{"curve_steps": 0}, {"sigmas": ()}, {"sigmas": (0.1, 0.1)}, {"grids": (0,)}, {"transfer_attack": "fab?"}],
 )
 def test_a_budget_is_checked(wrong: dict[str, object]) -> None:
     with pytest.raises(ParameterError):

@@ -174,7 +174,7 @@ def test_known_nets_are_those_of_the_packages() -> None:
 
 
 def test_list_models_takes_globs_with_and_without_prefix() -> None:
-    assert list_models("cifar*18") == ["cifar_resnet18", "cifar_senet18"]
+    assert list_models("cifar_*18") == ["cifar_resnet18", "cifar_preact_resnet18", "cifar_senet18"]
     assert {"timm:resnet18", "torchvision:resnet18"} <= set(list_models("resnet18"))
     assert list_models("torchvision:resnet18") == ["torchvision:resnet18"]
     assert set(BUILTIN) < set(list_models())

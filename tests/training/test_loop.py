@@ -124,7 +124,7 @@ def test_a_run_is_not_overwritten_and_another_recipe_does_not_resume_it(tmp_path
     with pytest.raises(TrainingError, match=r"recipe.toml is not the recipe given"):
         train(recipe(epochs=2), out=tmp_path / "a", resume=True)
     assert same(before, weights(tmp_path / "a"))
-    other = replace(recipe(epochs=1), evaluate=EvaluateRecipe(steps=7))  # decides no weight
+    other = replace(recipe(epochs=1), evaluate=EvaluateRecipe(suite="quick"))  # decides no weight
     assert same(before, weights(train(other, out=tmp_path / "a", resume=True).folder))
 
 

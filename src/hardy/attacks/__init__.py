@@ -39,6 +39,7 @@ from hardy.attacks.run import AttackResult, run
 from hardy.attacks.spsa import SPSA
 from hardy.attacks.square import Square
 from hardy.attacks.state import AnyAttack, Attack, ForeignAttack, Progress, Query, Stop
+from hardy.attacks.suites import SUITES, suite
 from hardy.attacks.ti_fgsm import TIFGSM
 from hardy.attacks.vmi_fgsm import VMIFGSM
 from hardy.errors import ParameterError, did_you_mean
@@ -57,6 +58,7 @@ __all__ = [
     "NIFGSM",
     "PGD",
     "SPSA",
+    "SUITES",
     "TIFGSM",
     "VMIFGSM",
     "Attack",
@@ -69,6 +71,7 @@ __all__ = [
     "Query",
     "Square",
     "attack",
+    "suite",
 ]
 
 ATTACKS: dict[str, Callable[[], AnyAttack]] = {

@@ -166,8 +166,11 @@ class Engine(Generic[S]):
 
     def _first_fooled(self, rows: _Rows[S], query: Query, reached: Tensor) -> tuple[Tensor, Tensor]:
         """Find each row's first point that reached its goal inside ball and box: its number, and if there is one."""
-        index = rows.index[query.row]
-        found = reached & inside(query.x, self.problem.x[index], select(self.problem.threat, index))
+        point = reached.nonzero()[:, 0]  # few; ball and box of all of them would cost as much as Square's proposals
+        found = reached.clone()
+        if len(point):
+            index = rows.index[query.row[point]]
+            found[point] = inside(query.x[point], self.problem.x[index], select(self.problem.threat, index))
         return _first(query.row, found, len(rows.index))
 
     def _flush(self) -> None:

@@ -13,20 +13,16 @@ from hardy.attacks.precision import full_precision
 from hardy.attacks.state import select
 from hardy.errors import ShapeError
 
-__all__ = ["HALVINGS", "VANISHED", "Passes", "bucket", "sealed_rng"]
+__all__ = ["SHAPES", "VANISHED", "Passes", "bucket", "sealed_rng"]
 
-HALVINGS = 4  # the batch may shrink to 1/2, 1/4, 1/8, 1/16 of its size: five shapes in all
+SHAPES = 16  # that a batch may shrink through: few, for what is compiled or tuned per shape; enough to pad little
 VANISHED = 1e-12  # largest gradient value below which float32 cross-entropy has saturated
 
 
 def bucket(n: int, size: int) -> int:
-    """Give the smallest shape of the fixed ladder (``size`` halved up to four times) that holds ``n`` rows."""
-    shape = size
-    for _ in range(HALVINGS):
-        if (shape + 1) // 2 < n:
-            break
-        shape = (shape + 1) // 2
-    return shape
+    """Give the smallest multiple of a sixteenth of ``size`` that holds ``n`` rows, at most ``size``."""
+    step = -(-size // SHAPES)
+    return min(-(-n // step) * step, size)
 
 
 class Passes:

@@ -1,5 +1,6 @@
 """``hardy evaluate``."""
 
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, cast
 
@@ -28,9 +29,13 @@ from hardy.cli.common import (
 from hardy.errors import ConfigError, did_you_mean
 
 if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from hardy.evaluation.suite import Suite
     from hardy.results import Result
     from hardy.threats import Norm, Threat
     from hardy.training import Recipe
+    from hardy.training.recipe import EvaluateRecipe
 
 __all__ = ["command", "show"]
 
@@ -46,7 +51,11 @@ def command(
     size: Size = None,
     axes: Annotated[
         str | None,
-        typer.Option("--axes", help="Of clean, noise, white_box, eps_curve, transfer, texture; default all."),
+        typer.Option(
+            "--axes",
+            help="Of clean, noise, white_box, eps_curve, minimal_norm, transfer, query, worst_case, texture. "
+            "Default all.",
+        ),
     ] = None,
     eps: Annotated[
         str | None, typer.Option("--eps", help="Budget, as 8/255 or 0.03; default the recipe's, or 8/255.")
@@ -56,13 +65,18 @@ def command(
         str | None, typer.Option("--threat", help="linf:8/255, or a preset such as cifar10-linf.")
     ] = None,
     weights: Weights = None,
-    steps: Annotated[int | None, typer.Option("--steps", help="Steps of PGD; default the recipe's, or 20.")] = None,
-    restarts: Annotated[int | None, typer.Option("--restarts", help="Restarts of PGD; default likewise, or 2.")] = None,
+    suite: Annotated[
+        str | None,
+        typer.Option("--suite", help="standard (AutoAttack's), quick, full, or attacks: pgd,square. Default standard."),
+    ] = None,
     source: Annotated[list[str] | None, typer.Option("--source", help="Net to transfer from, repeatable.")] = None,
     sibling: Annotated[list[str] | None, typer.Option("--sibling", help="Same method, other seed; repeatable.")] = None,
     base: Annotated[
         str | None,
-        typer.Option("--base", help="The same net without the methods: one more source. Differences: hardy report."),
+        typer.Option("--base", help="The same net without the methods: attacked alike, and which is better?"),
+    ] = None,
+    twin: Annotated[
+        str | None, typer.Option("--twin", help="A differentiable stand-in, where the net lets no gradient through.")
     ] = None,
     checks: Annotated[
         str, typer.Option("--checks", help="derived, or full: more attacks on what survived.")
@@ -70,10 +84,20 @@ def command(
     fail_under: Annotated[
         list[str] | None, typer.Option("--fail-under", help="AXIS=SHARE: exit 1 if the accuracy is below; repeatable.")
     ] = None,
+    robustbench: Annotated[
+        Path | None, typer.Option("--robustbench", help="Write a record (JSON) with the fields of RobustBench.")
+    ] = None,
     seed: Seed = None,
     device: Device = "auto",
     batch_size: BatchSize = "auto",
-    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace an evaluation that asked more.")] = False,
+    resume: Annotated[bool, typer.Option("--resume", help="Go on with a stopped evaluation.")] = False,
+    overwrite: Annotated[
+        bool, typer.Option("--overwrite", help="Replace an evaluation that asked more, or drop a stopped one.")
+    ] = False,
+    save_adversarial: Annotated[
+        Path | None,
+        typer.Option("--save-adversarial", help="Save what white_box found (.npz: x_adv y broken_by margin)."),
+    ] = None,
     out: Out = None,
     json: Json = False,
     quiet: Quiet = False,
@@ -87,18 +111,25 @@ def command(
 
         hardy evaluate runs/lfm --source runs/plain-1 --sibling runs/lfm-1
 
+        hardy evaluate runs/lfm --axes clean,white_box --suite quick
+
         hardy evaluate timm:resnet18 --weights my.safetensors --data folder:photos --size 224 --eps 2/255
     """
     from hardy.cli.progress import evaluation_progress
     from hardy.cli.targets import open_data, open_target, recipe_of
     from hardy.environment import command_line
-    from hardy.evaluation import AXES, Budget, evaluate
+    from hardy.evaluation import evaluate
 
-    asked = parse_list(axes)
-    floors = _floors(fail_under or [])
     recipe = recipe_of(model)
     chosen_threat = _threat(threat, norm, eps, recipe)
     wish = recipe.evaluate if recipe is not None else None
+    needs: dict[str, tuple[str, ...]] = {"--save-adversarial": ("white_box",)} if save_adversarial is not None else {}
+    if robustbench is not None:
+        needs["--robustbench"] = ("clean", "white_box")
+    asked = _asked(axes, wish, fail_under=fail_under or [], needs=needs)
+    attacks = _attacks(suite or (wish.suite if wish else "standard"), chosen_threat)
+    if robustbench is not None and attacks not in {"standard", "full"}:
+        raise ConfigError("--robustbench: needs AutoAttack-standard; use --suite standard or full.")
     where = device_of(device)
     images = open_data(
         data,
@@ -109,39 +140,37 @@ def command(
         seed=seed or 0,
         model=model,
     )
-    asked = asked or (wish.axes if wish else None) or tuple(AXES)
-    if unknown := [axis for axis in asked if axis not in AXES]:
-        raise ConfigError(f"--axes: no axis {unknown[0]!r}; {did_you_mean(unknown[0], AXES)}")
-    if missing := [axis for axis in floors if axis not in asked]:
-        raise ConfigError(f"--fail-under: {missing[0]} is not measured; --axes has {', '.join(asked)}.")
     target = open_target(model, images, device=where, weights=weights)
+    named = {"sources": source, "siblings": sibling, "base": [base] if base else [], "twin": [twin] if twin else []}
     others = {
         key: [(t.name, t.model) for t in (open_target(text, images, device=where) for text in texts or ())]
-        for key, texts in {"sources": source, "siblings": sibling, "base": [base] if base else None}.items()
+        for key, texts in named.items()
     }
     path = out or (target.folder.result_file if target.folder is not None else Path("result.json"))
     data_name = f"{images.name} {images.split}"
     if not overwrite:
         _keep_more(path, target.name, data_name, len(images), chosen_threat, asked)
-    budget = Budget(
-        steps=steps or (wish.steps if wish else Budget().steps),
-        restarts=restarts or (wish.restarts if wish else Budget().restarts),
-    )
-    with evaluation_progress(quiet=quiet, name=target.name) as on_progress:
+    with (
+        _kept(path.with_suffix(".partial"), resume=resume, overwrite=overwrite) as journal,
+        evaluation_progress(quiet=quiet, name=target.name) as on_progress,
+    ):
         result = evaluate(
             target.model,
             images.images().to(where),
             images.y.to(where),
             threat=chosen_threat,
             axes=asked,
+            suite=attacks,
             checks=_one_of("--checks", checks, ("derived", "full")),
             sources=others["sources"],
             siblings=others["siblings"],
             base=others["base"][0][1] if others["base"] else None,
+            twin=others["twin"][0][1] if others["twin"] else None,
             seed=seed or 0,
             batch_size=batch_size_of(batch_size, shape=images.shape),
-            budget=budget,
             rows=images.index.to(where),
+            journal=journal,
+            keep_adversarial=save_adversarial is not None,
             model_name=target.name,
             data_name=data_name,
             class_names=images.class_names,
@@ -149,21 +178,20 @@ def command(
             command=command_line(),
             on_progress=on_progress,
         )
-    result.save(path)
+        result = _without_images(result, save_adversarial)
+        result.save(path)
+    if robustbench is not None:
+        _record(result, robustbench)
     if json:
         print_json(result.to_json())
     if not quiet:
         show(result)
         console().print(f"-> {path}", highlight=False)
-    low = {axis: result.accuracy(axis) for axis, floor in floors.items() if result.accuracy(axis) < floor}
-    for axis, accuracy in low.items():
-        console().print(f"[red]{axis}: accuracy {accuracy:.3f} is below --fail-under {floors[axis]:g}[/]")
-    if low:
-        raise typer.Exit(1)
+    _hold(result, _floors(fail_under or []))
 
 
 def show(result: "Result") -> None:
-    """Print the headline of every axis and the checks that fired."""
+    """Print every accuracy, the verdict against the base and the checks that fired."""
     from rich.table import Table
 
     table = Table(title=f"{result.model} on {result.data}, {result.n} images, {result.threat}", title_justify="left")
@@ -174,6 +202,10 @@ def show(result: "Result") -> None:
             row = f"{point.accuracy:.1%}", f"{point.low:.1%} .. {point.high:.1%}"
             table.add_row(axis.name if point is axis.points[0] else "", point.label, *row)
     console().print(table)
+    for v in result.versus:
+        gap = f"{100 * v.difference:+.1f} points [{100 * v.low:+.1f}, {100 * v.high:+.1f}]"
+        words = f"{v.axis}: {gap} against {v.base}, p = {v.p:.2g}: {v.verdict}"
+        console().print(words, highlight=False)
     for check in result.checks:
         if check.status in {"warn", "fail"}:
             colour = "red" if check.status == "fail" else "yellow"
@@ -181,6 +213,104 @@ def show(result: "Result") -> None:
     for check in result.checks:
         if check.status == "not_run":
             console().print(f"not run: {check.code}: {check.evidence}. {check.remedy}", highlight=False, style="dim")
+
+
+def _asked(
+    axes: str | None, wish: "EvaluateRecipe | None", *, fail_under: list[str], needs: dict[str, tuple[str, ...]]
+) -> tuple[str, ...]:
+    """Give the axes: those of the option, else those of the recipe, else all.
+
+    Raises:
+        ConfigError: an unknown axis, or another option needs one that is not there.
+    """
+    from hardy.evaluation import AXES
+
+    asked = parse_list(axes) or (wish.axes if wish else None) or tuple(AXES)
+    if unknown := [axis for axis in asked if axis not in AXES]:
+        raise ConfigError(f"--axes: no axis {unknown[0]!r}; {did_you_mean(unknown[0], AXES)}")
+    if missing := [axis for axis in _floors(fail_under) if axis not in asked]:
+        raise ConfigError(f"--fail-under: {missing[0]} is not measured; --axes has {', '.join(asked)}.")
+    for option, needed in needs.items():
+        if lacking := [axis for axis in needed if axis not in asked]:
+            raise ConfigError(f"{option}: needs the axis {lacking[0]}; add it to --axes.")
+    return tuple(asked)
+
+
+def _attacks(text: str, threat: "Threat") -> "Suite":
+    """Read the name of a suite, or attacks named one by one.
+
+    Raises:
+        ConfigError: no such suite or attack.
+        ParameterError: an attack that is not defined for the norm.
+    """
+    from hardy.attacks import ATTACKS, SUITES
+    from hardy.evaluation.suite import check_suite
+
+    names = parse_list(text) or ()
+    if text not in SUITES and (unknown := [name for name in names or (text,) if name not in ATTACKS]):
+        raise ConfigError(
+            f"--suite: no suite or attack {unknown[0]!r}; {did_you_mean(unknown[0], [*SUITES, *ATTACKS])}"
+        )
+    chosen: Suite = text if text in SUITES else names
+    check_suite(chosen, threat)
+    return chosen
+
+
+@contextmanager
+def _kept(folder: Path, *, resume: bool, overwrite: bool) -> "Iterator[Path]":
+    """Keep finished images in a folder until the evaluation is written.
+
+    Raises:
+        ConfigError: it holds those of a stopped evaluation, and neither --resume nor --overwrite is given.
+    """
+    from hardy.evaluation.journal import Journal
+
+    if folder.is_dir() and not resume:
+        if not overwrite:
+            raise ConfigError(
+                f"{folder}: an evaluation was stopped here. Go on with --resume, or begin anew with --overwrite."
+            )
+        Journal(folder).clear()
+    try:
+        yield folder
+    except KeyboardInterrupt:
+        if folder.is_dir():
+            console().print(f"Finished images are kept in {folder}: go on with --resume.", highlight=False)
+        raise
+    Journal(folder).clear()
+
+
+def _record(result: "Result", path: Path) -> None:
+    from hardy.evaluation.robustbench import robustbench_record
+    from hardy.safefile import write_json
+
+    write_json(path, robustbench_record(result))
+
+
+def _hold(result: "Result", floors: dict[str, float]) -> None:
+    """Exit with 1 if an accuracy is below its floor."""
+    low = {axis: result.accuracy(axis) for axis, floor in floors.items() if result.accuracy(axis) < floor}
+    for axis, accuracy in low.items():
+        console().print(f"[red]{axis}: accuracy {accuracy:.3f} is below --fail-under {floors[axis]:g}[/]")
+    if low:
+        raise typer.Exit(1)
+
+
+def _without_images(result: "Result", path: Path | None) -> "Result":
+    """Write the adversarial images to a file of their own, if asked to, and take them out of the record."""
+    if path is None:
+        return result
+    import dataclasses
+
+    import numpy as np
+
+    from hardy.safefile import write_atomic
+
+    names = {"x_adv": "adversarial/x_adv", "y": "labels"}
+    names |= {name: f"white_box/{name}" for name in ("broken_by", "margin")}
+    kept = {short: result.arrays[name] for short, name in names.items()}
+    write_atomic(path, lambda file: np.savez_compressed(file, **kept))  # type: ignore[arg-type]  # savez takes names
+    return dataclasses.replace(result, arrays={k: v for k, v in result.arrays.items() if k != names["x_adv"]})
 
 
 def _keep_more(path: Path, model: str, data: str, n: int, threat: "Threat", axes: tuple[str, ...]) -> None:

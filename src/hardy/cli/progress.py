@@ -55,7 +55,8 @@ def evaluation_progress(*, quiet: bool, name: str = "") -> Iterator[Callable[[Ax
             share, note = 0.0, ""
             if p.attack is not None and p.attack.total:
                 share = p.attack.done / p.attack.total
-                note = f"{p.attack.attack}: {p.attack.done} of {p.attack.total} done, {p.attack.broken} broken"
+                note = f"{p.attack.attack}: {p.attack.done} of {p.attack.total} done"
+                note += f", {p.attack.broken} broken" if p.robust is None else f", {p.robust:.1%} right so far"
             furthest = max(furthest, p.done + share * 0.9)
             display.update(task, description=f"{name} {p.axis}".strip(), total=p.total, completed=furthest, note=note)
 

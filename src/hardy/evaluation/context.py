@@ -1,22 +1,26 @@
 """What every axis is given, and what it gives back."""
 
+import dataclasses
 import functools
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Literal
+from typing import Any, Literal
 
+import numpy as np
 import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 
 from hardy import seeding
-from hardy.attacks import PGD, AttackResult, Progress, attack
+from hardy.attacks import ATTACKS, AttackResult, Progress, attack
+from hardy.attacks.foreign import name_of
 from hardy.attacks.goal import predicted
 from hardy.attacks.passes import Passes
-from hardy.attacks.state import AnyAttack, Stop
-from hardy.errors import ParameterError
-from hardy.evaluation.fingerprint import weights_digest
+from hardy.attacks.state import AnyAttack, Attack, ForeignAttack, Stop
+from hardy.errors import ParameterError, did_you_mean
+from hardy.evaluation.fingerprint import images_digest, weights_digest
+from hardy.evaluation.journal import Journal, joined
 from hardy.results import Axis, Point, point
 from hardy.threats import Threat
 
@@ -28,33 +32,34 @@ class Budget:
     """How hard an evaluation tries.
 
     Attributes:
-        steps: PGD steps of ``white_box``.
-        restarts: PGD restarts of ``white_box``.
-        curve_steps: PGD steps at every level of ``eps_curve`` but the threat's, which is that of ``white_box``.
-        step_size: PGD step in pixels; None is 2.5 * eps / steps.
-        noise_draws: Random perturbations of the noise control.
-        transfer_steps: PGD steps on the source net.
+        curve_steps: APGD steps at every level of ``eps_curve`` but the threat's, which is that of ``white_box``.
+        noise_draws: Random perturbations of every image that the suite of ``white_box`` left standing.
+        transfer_attack: What searches on the source nets: a name in ``ATTACKS`` that is defined for linf.
+        transfer_steps: Its steps, if it counts steps.
         transfer_eps: Budgets of ``transfer`` besides that of the threat.
         sigmas: Standard deviations of ``noise``, in units of pixels in [0, 1].
         grids: Pieces per side of ``texture``.
+        queries: Forward passes per image of ``query``.
+        min_norm_steps: Steps of every attack of ``minimal_norm``.
 
     Raises:
         ParameterError: a value out of range.
     """
 
-    steps: int = 20
-    restarts: int = 2
-    curve_steps: int = 10
-    step_size: float | None = None
+    curve_steps: int = 20
     noise_draws: int = 10
+    transfer_attack: str = "pgd"
     transfer_steps: int = 10
     transfer_eps: tuple[float, ...] = ()
     sigmas: tuple[float, ...] = (0.02, 0.05, 0.1, 0.15, 0.2, 0.3)
     grids: tuple[int, ...] = (2, 4, 8)
+    queries: int = 1000
+    min_norm_steps: int = 100
 
     def __post_init__(self) -> None:
-        counts = {"steps": self.steps, "restarts": self.restarts, "curve_steps": self.curve_steps}
-        counts |= {"noise_draws": self.noise_draws, "transfer_steps": self.transfer_steps}
+        counts = {"curve_steps": self.curve_steps, "noise_draws": self.noise_draws}
+        counts |= {"transfer_steps": self.transfer_steps}
+        counts |= {"queries": self.queries, "min_norm_steps": self.min_norm_steps}
         for name, value in counts.items():
             if value < 1:
                 raise ParameterError(f"Budget: {name} must be at least 1; got {value}.")
@@ -63,7 +68,12 @@ class Budget:
                 raise ParameterError(f"Budget: {name} must be different numbers above 0; got {values}.")
         if not (self.sigmas and self.grids):
             raise ParameterError("Budget: sigmas and grids must not be empty. Leave out the axis instead.")
-        PGD(step_size=self.step_size)
+        able = [name for name, make in ATTACKS.items() if "linf" in make().norms]
+        if self.transfer_attack not in able:
+            raise ParameterError(
+                f"Budget: transfer_attack must be an attack for linf; got {self.transfer_attack!r}; "
+                f"{did_you_mean(self.transfer_attack, able)}"
+            )
 
 
 @dataclass(frozen=True)
@@ -77,20 +87,51 @@ class Source:
 
 @dataclass(frozen=True)
 class AxisProgress:
-    """What ``on_progress`` is called with: axis at work, axes done, of how many; its attack, if any."""
+    """What ``on_progress`` is called with.
+
+    Attributes:
+        axis: At work.
+        done: Axes done.
+        total: Of how many.
+        attack: The attack at work, if any, in images.
+        robust: Share of all images that the axis has not broken so far, if it counts them.
+    """
 
     axis: str
     done: int
     total: int
     attack: Progress | None = None
+    robust: float | None = None
+
+
+OnAttack = Callable[[Progress, int | None], None]
+PART = 4  # batches of images that an attack works on before they are written down
 
 
 @dataclass(frozen=True, kw_only=True)
 class Context:
     """The question: a model, images, a threat, other nets, a budget and a seed.
 
-    ``rows`` are the identities of the images, the source of their randomness; ``predictions`` and ``correct`` are those
-    of the plain images. ``on_attack`` receives the progress of attacks.
+    Attributes:
+        model: The attacked net.
+        x: Images.
+        y: True classes.
+        rows: Identities of the images, the source of their randomness.
+        predictions: Of the plain images, as ``correct``.
+        num_classes: Outputs of the net.
+        threat: Norm and budget.
+        suite: Attacks of ``white_box`` by label, in order.
+        suite_name: What the suite is called in the record.
+        sources: Other nets.
+        twin: A differentiable stand-in for the net, that gradients are taken of besides those of the net itself.
+        draws: Answers that are averaged or voted where the net is random; 1 where it is not.
+        budget: How hard the other axes try.
+        seed: Seed of everything random.
+        batch_size: Rows per pass.
+        journal: Where finished parts of attacks are kept; None for nowhere.
+        on_attack: Called with the progress of an attack and how many images stood before it, if that is known.
+        seen: Axes measured so far, by name.
+        memo: What several axes and checks need, computed once.
     """
 
     model: nn.Module
@@ -100,11 +141,18 @@ class Context:
     predictions: Int[Tensor, "n"]
     num_classes: int
     threat: Threat
+    suite: Mapping[str, AnyAttack | ForeignAttack] = field(default_factory=dict)
+    suite_name: str = "custom"
     sources: tuple[Source, ...] = ()
+    twin: nn.Module | None = None
+    draws: int = 1
     budget: Budget = field(default_factory=Budget)
     seed: int = 0
     batch_size: int = 128
-    on_attack: Callable[[Progress], None] | None = None
+    journal: Journal | None = None
+    on_attack: OnAttack | None = None
+    seen: "dict[str, Measured]" = field(default_factory=dict)
+    memo: dict[str, Any] = field(default_factory=dict)
 
     @property
     def correct(self) -> Bool[Tensor, "n"]:
@@ -117,15 +165,13 @@ class Context:
         return 1 / self.num_classes
 
     @functools.cached_property
-    def white_box(self) -> AttackResult:
-        """PGD with the full budget at the threat's eps on all images; run once, when first asked for."""
-        budget = self.budget
-        return self.attack(PGD(steps=budget.steps, restarts=budget.restarts, step_size=budget.step_size))
-
-    @functools.cached_property
     def weights(self) -> str:
         """Fingerprint of the model's weights."""
         return weights_digest(self.model)
+
+    def with_logits(self, logits: Float[Tensor, "n k"]) -> "Context":
+        """Copy the question with the answers of its net to the plain images, and nothing measured yet."""
+        return dataclasses.replace(self, predictions=predicted(logits), seen={}, memo={"logits": logits})
 
     def keys(self, purpose: str) -> Int[Tensor, "n"]:
         """Give one key per image for this purpose."""
@@ -143,28 +189,88 @@ class Context:
 
     def attack(
         self,
-        attack_: AnyAttack,
+        attack_: AnyAttack | ForeignAttack,
         *,
         eps: float | None = None,
         index: Int[Tensor, "m"] | None = None,
-        source: nn.Module | None = None,
+        source: nn.Module | Sequence[nn.Module] | None = None,
         stop: Stop | None = None,
+        standing: int | None = None,
     ) -> AttackResult:
-        """Attack all images, or those in ``index``, at the threat's eps or another; search on ``source``, if given."""
+        """Attack all images, or those in ``index``, at the threat's eps or another; search on ``source``, if given.
+
+        Several sources are averaged. ``standing`` is for the progress: how many images stood before.
+        """
         index = torch.arange(len(self.x), device=self.x.device) if index is None else index
-        return attack(
+        threat = self.threat if eps is None else Threat(self.threat.norm, eps)
+        nets = [source] if isinstance(source, nn.Module) else list(source or ())
+        size = len(index) if self.journal is None else PART * self.batch_size
+        parts: list[AttackResult] = []
+        done = 0
+        for part in torch.split(index, size):
+            report = _Report(self.on_attack, done=done, part=len(part), total=len(index), standing=standing)
+            parts.append(self._part(part, attack_, threat=threat, sources=nets, stop=stop, report=report))
+            done += len(part)
+            standing = None if standing is None else standing - int(parts[-1].success.sum())
+        return joined(parts)
+
+    def _part(
+        self,
+        index: Int[Tensor, "m"],
+        attack_: AnyAttack | ForeignAttack,
+        *,
+        threat: Threat,
+        sources: Sequence[nn.Module],
+        stop: Stop | None,
+        report: "_Report",
+    ) -> AttackResult:
+        """Attack some images, or take the result from the journal. An attack from elsewhere has no name to trust."""
+        journal = self.journal if isinstance(attack_, Attack) else None
+        others = [weights_digest(net) for net in sources] if journal is not None else []
+        facts = (self._identity, attack_, threat, self.seed, stop, index.cpu().numpy().tobytes(), others)
+        if journal is not None:
+            kept = journal.recall(facts, attack=name_of(attack_), threat=threat, device=self.x.device)
+            if kept is not None:
+                return kept
+        found = attack(
             self.model,
             self.x[index],
             self.y[index],
             attack_,
-            threat=self.threat if eps is None else Threat(self.threat.norm, eps),
+            threat=threat,
             rows=self.rows[index],
             seed=self.seed,
             batch_size=self.batch_size,
-            sources=None if source is None else [source],
+            sources=sources or None,
             stop=stop,
-            on_progress=self.on_attack,
+            on_progress=report,
         )
+        if journal is not None:
+            journal.keep(facts, found)
+        return found
+
+    @functools.cached_property
+    def _identity(self) -> bytes:
+        """Everything that an attack on this question depends on, but for the attack."""
+        arrays = (self.y, self.rows, self.predictions)
+        values = b"".join(value.cpu().numpy().astype(np.int64).tobytes() for value in arrays)
+        return images_digest(self.x) + values + self.weights.encode()
+
+
+@dataclass
+class _Report:
+    """Turns the progress of an attack on one part of the images, in jobs, into that of the whole, in images."""
+
+    listener: OnAttack | None
+    done: int
+    part: int
+    total: int
+    standing: int | None = None
+
+    def __call__(self, p: Progress) -> None:
+        if self.listener is not None:
+            done = self.done + (self.part * p.done // p.total if p.total else self.part)
+            self.listener(dataclasses.replace(p, done=done, total=self.total), self.standing)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -178,6 +284,7 @@ class Measured:
         eps_broken: That budget; inf where none did.
         gradients: How many gradients the search saw, per image.
         zero_gradients: How many of them vanished.
+        arrays: Further values per image, kept in the record as ``"axis/name"``.
     """
 
     axis: Axis
@@ -186,6 +293,7 @@ class Measured:
     eps_broken: Float[Tensor, "n"] | None = None
     gradients: Int[Tensor, "n"] | None = None
     zero_gradients: Int[Tensor, "n"] | None = None
+    arrays: dict[str, Tensor] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -206,6 +314,7 @@ def record(
     passes: dict[str, int],
     details: dict[str, str | int | float | bool | None] | None = None,
 ) -> Point:
-    """Make the point of one condition from its outcomes; details that are not finite numbers are left out."""
-    kept = {k: v for k, v in (details or {}).items() if not isinstance(v, float) or math.isfinite(v)}
+    """Make the point of one condition from its outcomes; details that are None or not finite are left out."""
+    given = {k: v for k, v in (details or {}).items() if v is not None}
+    kept = {k: v for k, v in given.items() if not isinstance(v, float) or math.isfinite(v)}
     return point(label, right.cpu().numpy(), level=level, series=series, passes=passes, details=kept)

@@ -1,8 +1,8 @@
 """One evaluation: guards, axes, checks, record."""
 
-import dataclasses
 import time
 from collections.abc import Callable, Sequence
+from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
@@ -14,15 +14,19 @@ from hardy.attacks.passes import sealed_rng
 from hardy.attacks.state import Progress
 from hardy.environment import environment
 from hardy.errors import ParameterError, did_you_mean
-from hardy.evaluation import clean, eps_curve, noise, texture, transfer, white_box
+from hardy.evaluation import clean, eps_curve, minimal_norm, noise, query, texture, transfer, white_box, worst_case
+from hardy.evaluation.adaptive import twin_of
 from hardy.evaluation.checks import DERIVED, FULL
 from hardy.evaluation.context import AxisProgress, Budget, Context, Measured, NotMeasured
 from hardy.evaluation.fingerprint import images_digest
 from hardy.evaluation.guards import guards
 from hardy.evaluation.inputs import Batches, Nets, device_of, identities, images, sources_of
+from hardy.evaluation.journal import Journal
 from hardy.evaluation.pictures import pictures
+from hardy.evaluation.suite import Suite, check_suite, resolve, suite_run
 from hardy.evaluation.verdicts import verdict
-from hardy.results import Check, Result
+from hardy.evaluation.versus import versus
+from hardy.results import Check, Result, Versus
 from hardy.threats import Threat
 
 __all__ = ["AXES", "evaluate"]
@@ -32,9 +36,13 @@ AXES: dict[str, Callable[[Context], Measured | NotMeasured]] = {
     "noise": noise.measure,
     "white_box": white_box.measure,
     "eps_curve": eps_curve.measure,
+    "minimal_norm": minimal_norm.measure,
     "transfer": transfer.measure,
+    "query": query.measure,
+    "worst_case": worst_case.measure,
     "texture": texture.measure,
 }
+DRAWS = 20  # answers of a random net that are averaged in a gradient, and that vote; as in AutoAttack's suite for such
 
 
 def evaluate(
@@ -44,14 +52,18 @@ def evaluate(
     *,
     threat: Threat = Threat("linf", 8 / 255),  # noqa: B008  (frozen)
     axes: Sequence[str] | None = None,
+    suite: Suite = "standard",
     sources: Nets = (),
     siblings: Nets = (),
     base: nn.Module | None = None,
+    twin: nn.Module | None = None,
     rows: Tensor | None = None,
     seed: int = 0,
     batch_size: int = 128,
     budget: Budget = Budget(),  # noqa: B008  (frozen)
     checks: Literal["derived", "full"] = "derived",
+    journal: str | Path | None = None,
+    keep_adversarial: bool = False,
     model_name: str = "model",
     data_name: str = "data",
     class_names: Sequence[str] = (),
@@ -67,15 +79,24 @@ def evaluate(
         y: True classes (n,); None with a loader.
         threat: Norm and budget of ``white_box`` and ``transfer``.
         axes: Names from :data:`AXES`; default all. An axis that lacks its inputs becomes a check that says "not_run".
+        suite: Attacks of ``white_box``: "standard" (AutoAttack-standard), "quick" or "full"; or a list of names in
+            ``hardy.attacks.ATTACKS``, attacks such as ``PGD(steps=100)``, and callables ``(model, x, y) -> x_adv``.
         sources: Independently trained nets for transfer, or (name, net) pairs.
         siblings: Nets made by the same method from another seed (gray-box), or (name, net) pairs.
-        base: The same net before hardening; another source, named "base".
+        base: The same net before hardening: another source, named "base", and if ``white_box`` is measured the net that
+            the verdict ``Result.versus`` compares with, attacked by the same protocol (which doubles the time).
+        twin: A differentiable stand-in for a net with operations that let no gradient through; the attacks of the suite
+            look for gradients there too and are judged on the model. Hardy's own methods bring theirs.
         rows: Identity of each image (n,), such as its place in the data set; the source of its randomness. Default: its
             place in ``x``.
         seed: Seed of everything random.
         batch_size: Rows per pass, at least 1; does not change results.
-        budget: How hard the attacks try.
+        budget: How hard the attacks of the other axes try.
         checks: "derived": guards and what the attacks saw; "full": more attacks, on at most 64 images still robust.
+        journal: Folder for finished parts of attacks. What is found there and would come out the same is not computed
+            again, so that a stopped evaluation goes on. Who made the folder removes it.
+        keep_adversarial: Keep the image that ``white_box`` found for every image in ``arrays`` (``adversarial/x_adv``,
+            float32; the plain image where every attack failed at once).
         model_name: For the record.
         data_name: For the record.
         class_names: For the record; default "0", "1", ...
@@ -88,22 +109,29 @@ def evaluate(
         logits are NaN), pictures, and the digests ``images`` (16 bytes) and ``model_weights`` (8 bytes).
 
     Raises:
-        ParameterError: train mode, unknown axis, two nets of one name, wrong number of class names.
+        ParameterError: train mode, unknown axis or suite, an attack that is not defined for the norm, two nets of one
+            name, wrong number of class names.
         DataError: pixels outside [0, 1], labels outside the outputs, no images, weights in half precision.
         ShapeError: ``x`` is not n c h w, ``y`` is not (n,), or the model does not return (n, k).
     """
     began = time.perf_counter()
     names = _axis_names(axes)
+    check_suite(suite, threat)
     nets = sources_of(sources, siblings, base)
-    for net in (model, *(source.model for source in nets)):
+    for net in (model, *(source.model for source in nets), *([twin] if twin is not None else [])):
         check_eval(net, "evaluate")
         check_precision(net, "evaluate")
     x, y = images(x, y, device_of(model))
-    progress = _Reporter(on_progress, len(names))
+    progress = _Reporter(on_progress, len(names), len(x))
     with sealed_rng(x.device, seed):
         found, num_classes = guards(model, x, y, threat=threat)
         if class_names and len(class_names) != num_classes:
             raise ParameterError(f"evaluate: class_names must name all {num_classes} outputs; got {len(class_names)}.")
+        draws = DRAWS if any(c.code == "deterministic" and c.status != "pass" for c in found) else 1
+        stand_in = twin if twin is not None else twin_of(model)
+        label, attacks = resolve(suite, threat, num_classes=num_classes, draws=draws)
+        if stand_in is not None and label in attacks:
+            label = "custom"  # a single attack, once on the net and once through the twin
         plain = Context(
             model=model,
             x=x,
@@ -112,22 +140,31 @@ def evaluate(
             predictions=y,
             num_classes=num_classes,
             threat=threat,
+            suite=attacks,
+            suite_name=label,
             sources=nets,
+            twin=stand_in,
+            draws=draws,
             budget=budget,
             seed=seed,
             batch_size=batch_size,
+            journal=None if journal is None else Journal(Path(journal)),
             on_attack=progress.attack,
         )
-        context = dataclasses.replace(plain, predictions=plain.predict(x))
-        seen, missing = _measure(context, names, progress)
-        found += missing + _derived(context, seen, checks)
+        context = plain.with_logits(plain.logits(x))
+        missing = _measure(context, names, progress)
+        found += missing + _derived(context, checks)
+        verdicts, base_outcomes = _versus(context, progress)
         arrays = {
             "labels": _array(y),
             "predictions": _array(context.predictions),
             "images": np.frombuffer(images_digest(x), np.uint8),
             "model_weights": np.frombuffer(bytes.fromhex(context.weights), np.uint8),
-            **pictures(context, seen),
+            **{f"{n}/{key}": _array(value) for n, m in context.seen.items() for key, value in m.arrays.items()},
+            **pictures(context, context.seen),
         }
+        if keep_adversarial and "white_box" in context.seen:
+            arrays["adversarial/x_adv"] = _array(suite_run(context).x_adv)
     return Result(
         model=model_name,
         num_classes=num_classes,
@@ -136,35 +173,38 @@ def evaluate(
         n=len(x),
         threat=threat,
         seed=seed,
-        axes=tuple(measured.axis for measured in seen.values()),
+        axes=tuple(measured.axis for measured in context.seen.values()),
         checks=found,
+        versus=verdicts,
         methods=tuple(methods),
         command=command,
         environment=environment(x.device),
         seconds=time.perf_counter() - began,
         outcomes_by_point={
-            f"{n}/{label}": _array(right) for n, m in seen.items() for label, right in m.outcomes.items()
+            f"{n}/{label}": _array(right)
+            for n, outcomes in [*((n, m.outcomes) for n, m in context.seen.items()), ("base", base_outcomes)]
+            for label, right in outcomes.items()
         },
         arrays=arrays,
     )
 
 
 class _Reporter:
-    """Adds the axis at work to the progress of its attacks."""
+    """Adds the axis at work, and how much stands, to the progress of its attacks."""
 
-    def __init__(self, listener: Callable[[AxisProgress], None] | None, total: int) -> None:
-        self.listener, self.total, self.axis, self.done = listener, total, "", 0
+    def __init__(self, listener: Callable[[AxisProgress], None] | None, total: int, n: int) -> None:
+        self.listener, self.total, self.n, self.axis, self.done = listener, total, n, "", 0
 
     def begin(self, axis: str, done: int) -> None:
         self.axis, self.done = axis, done
-        self._tell(None)
+        self._tell(None, None)
 
-    def attack(self, progress: Progress) -> None:
-        self._tell(progress)
+    def attack(self, progress: Progress, standing: int | None) -> None:
+        self._tell(progress, None if standing is None else (standing - progress.broken) / self.n)
 
-    def _tell(self, progress: Progress | None) -> None:
+    def _tell(self, progress: Progress | None, robust: float | None) -> None:
         if self.listener is not None:
-            self.listener(AxisProgress(self.axis, self.done, self.total, progress))
+            self.listener(AxisProgress(self.axis, self.done, self.total, progress, robust))
 
 
 def _axis_names(axes: Sequence[str] | None) -> list[str]:
@@ -178,32 +218,39 @@ def _axis_names(axes: Sequence[str] | None) -> list[str]:
     return [name for name in AXES if name in names]
 
 
-def _measure(
-    context: Context, names: Sequence[str], progress: _Reporter
-) -> tuple[dict[str, Measured], tuple[Check, ...]]:
-    seen: dict[str, Measured] = {}
+def _measure(context: Context, names: Sequence[str], progress: _Reporter) -> tuple[Check, ...]:
+    """Measure the axes into ``context.seen``; name what lacked its inputs."""
     missing: list[Check] = []
     for done, name in enumerate(names):
         progress.begin(name, done)
         measured = AXES[name](context)
         if isinstance(measured, Measured):
-            seen[name] = measured
+            context.seen[name] = measured
         else:
             missing.append(
                 verdict("not_measured", "not_run", f"{measured.name}: {measured.reason}", remedy=measured.remedy)
             )
     progress.begin("checks", len(names))
-    return seen, tuple(missing)
+    return tuple(missing)
 
 
-def _derived(context: Context, seen: dict[str, Measured], checks: Literal["derived", "full"]) -> tuple[Check, ...]:
-    made = [check(context, seen) for check in DERIVED.values()]
+def _derived(context: Context, checks: Literal["derived", "full"]) -> tuple[Check, ...]:
+    made = [check(context, context.seen) for check in DERIVED.values()]
     for code, check in FULL.items():
         if checks == "full":
-            made.append(check(context, seen))
+            made.append(check(context, context.seen))
         else:
             made.append(verdict(code, "not_run", 'checks="derived" attacks nothing anew', 'Use checks="full".'))
     return tuple(made)
+
+
+def _versus(context: Context, progress: _Reporter) -> tuple[tuple[Versus, ...], dict[str, Tensor]]:
+    """Compare with the base, if there is one and the model was attacked."""
+    bases = [source for source in context.sources if source.kind == "base"]
+    if not bases or "white_box" not in context.seen:
+        return (), {}
+    progress.begin("base", progress.total)
+    return versus(context, bases[0])
 
 
 def _array(values: Tensor) -> npt.NDArray[Any]:

@@ -17,6 +17,7 @@ class Card:
         url: Where to read it.
         kind: layer: works inside the net; input: changes the batch; loss: changes the objective.
         live: Whether it stays at test time.
+        twin: For a live method: what stands in for it where attacks need a gradient, or why nothing has to.
         attaches: Which tensors of any CNN it takes.
         defaults_from: Where the default values come from.
         deviations: Where this code differs from the paper or its released code, and what was reconstructed.
@@ -31,5 +32,6 @@ class Card:
     live: bool
     attaches: str
     defaults_from: str
+    twin: str = ""
     deviations: tuple[str, ...] = ()
     notes: tuple[str, ...] = ()

@@ -32,6 +32,7 @@ CARD = Card(
     url="https://arxiv.org/abs/1911.08432",
     kind="layer",
     live=True,
+    twin="None needed: a product with a fixed mask is differentiable wherever the net is.",
     attaches="the outputs of convolutions with a kernel above 1 (all, if there are none) in the stem and the first "
     "half of the stages, after their norm and before the activation; the presets name the modules of one net each",
     defaults_from="Sampling, place and the constant 0 are those of the released code. Keep 0.5 is one of the shares "

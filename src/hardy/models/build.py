@@ -4,9 +4,14 @@ Normalisation is never guessed from images. It is what the caller says; without 
 timm's ``pretrained_cfg``; for pretrained torchvision nets those of the weights' transforms; for built-in nets on RGB
 those of CIFAR-10; for a user's factory none (mean 0, std 1: the net gets pixels in [0, 1]); else 0.5 and 0.5. Where
 numbers for RGB meet another number of channels, every channel takes their average.
+
+A weights file that holds a normalisation (buffers ``mu`` and ``sigma``, or ``mean`` and ``std``) has the better word:
+its numbers are taken, unless the caller gives others. A file in the names of other people's code without one is taken
+for a net of pixels in [0, 1], with a warning; for ``robustbench:`` names :mod:`hardy.models.robustbench` knows better.
 """
 
 import difflib
+import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -15,9 +20,10 @@ from typing import Any
 import torch
 from torch import nn
 
-from hardy.errors import CheckpointError, ConfigError, HardyError, ParameterError, did_you_mean
+from hardy.errors import CheckpointError, ConfigError, HardyError, HardyWarning, ParameterError, did_you_mean
 from hardy.models.classifier import Arg, Builder, Classifier, Source
 from hardy.models.from_file import call_factory, default_classes, load_factory
+from hardy.models.layouts import split_normalisation
 from hardy.models.packages import (
     Native,
     Stats,
@@ -28,6 +34,7 @@ from hardy.models.packages import (
     torchvision_state,
 )
 from hardy.models.registry import BUILTIN, check_args, known, names
+from hardy.models.robustbench import PREFIX, Entry, entry
 from hardy.models.weights import fit_weights, read_weights
 from hardy.seeding import root
 
@@ -35,6 +42,7 @@ __all__ = ["build", "rebuild"]
 
 CIFAR10: Stats = (0.4914, 0.4822, 0.4465), (0.2023, 0.1994, 0.2010)
 HALF: Stats = (0.5,), (0.5,)
+NONE: Stats = (0.0,), (1.0,)
 # what a builder raises for arguments that this net does not take
 REFUSED = (TypeError, ValueError, KeyError, AssertionError, NotImplementedError, RuntimeError, AttributeError)
 
@@ -56,6 +64,7 @@ def build(
     Args:
         name: ``timm:NAME``, ``torchvision:NAME``, a built-in name, or ``path/to/file.py:factory``; only the last runs a
             file. The factory gets ``num_classes`` and ``in_channels`` where its signature has them.
+            ``robustbench:DATA/THREAT/MODEL`` is the net of that model, whose file must be given as ``pretrained``.
         num_classes: Number of logits, at least 1; None: the net's own default. Given together with pretrained weights
             for another number of classes, the head is new, and the log says so.
         in_channels: Channels of the images, at least 1.
@@ -71,30 +80,42 @@ def build(
         ParameterError: a bad argument, or published weights do not exist or cannot be downloaded.
         CheckpointError: the file of weights cannot be read or does not fit.
     """
-    builder, short = _parse(name)
-    args = dict(args or {})
+    zoo = _zoo_entry(name, pretrained)
+    builder, short = _parse(zoo.net if zoo else name)
+    args = {**(zoo.args if zoo else {}), **(args or {})}
     check_args(builder, args)
     for label, value in {"num_classes": num_classes, "in_channels": in_channels}.items():
         if value is not None and value < 1:
             raise ParameterError(f"model {name!r}: {label} must be at least 1; got {value}.")
     weights = _weights(builder, short, pretrained)  # fails before the net is built
+    wanted = zoo.num_classes if zoo and num_classes is None else num_classes
     with _seeded(root(seed, "init")), torch.device("cpu"):
-        net, classes = _make(builder, short, num_classes, in_channels, args, download=pretrained is True)
+        net, classes = _make(builder, short, wanted, in_channels, args, download=pretrained is True)
+    found, layout = None, None
     if weights is not None:
         state, origin = weights
-        fit_weights(net, state, origin=origin, num_classes=classes, replace_head=num_classes is not None)
+        state, found = split_normalisation(state, net.state_dict().keys(), in_channels)
+        layout = fit_weights(net, state, origin=origin, num_classes=classes, replace_head=num_classes is not None)
     if isinstance(net, Classifier):  # a factory that normalises already
-        if mean is not None or std is not None:
+        if (mean, std, found) != (None, None, None):
             raise ParameterError(f"model {name!r}: the factory returns a Classifier, which has its own mean and std.")
         return net
     stats, native = _native(builder, short, net, in_channels, pretrained=pretrained is not False)
+    if zoo:
+        stats, native = (zoo.mean, zoo.std), zoo.input_size
+    elif layout and not found:
+        stats = NONE
+        if mean is None or std is None:
+            _warn_of_raw_pixels(str(pretrained), layout)
+    mean = _spread((found or stats)[0], in_channels) if mean is None else tuple(map(float, mean))
+    std = _spread((found or stats)[1], in_channels) if std is None else tuple(map(float, std))
     source = Source(
         builder=builder,
         name=short,
         num_classes=classes,
         in_channels=in_channels,
-        mean=_spread(stats[0], in_channels) if mean is None else tuple(map(float, mean)),
-        std=_spread(stats[1], in_channels) if std is None else tuple(map(float, std)),
+        mean=mean,
+        std=std,
         input_size=native if input_size is None else input_size,
         args=args,
     )
@@ -127,6 +148,30 @@ def rebuild(source: Source) -> Classifier:
                 net, _ = _make(source.builder, source.name, source.num_classes, source.in_channels, source.args)
             net = net.to("meta")
     return Classifier(net, source)
+
+
+def _zoo_entry(name: str, pretrained: bool | str | Path) -> Entry | None:
+    """Give the facts of a model of RobustBench; None for any other name."""
+    if not name.startswith(PREFIX):
+        return None
+    found = entry(name)
+    if isinstance(pretrained, bool):
+        file = f"{name.removeprefix(PREFIX)}.pt"
+        raise ParameterError(
+            f"model {name!r}: names trained weights, which are not downloaded here. "
+            f"Pass RobustBench's file of them: pretrained='models/{file}'."
+        )
+    return found
+
+
+def _warn_of_raw_pixels(origin: str, layout: str) -> None:
+    warnings.warn(
+        f"{origin}: weights in the names of {layout}, without a normalisation: the net gets pixels in [0, 1] as they "
+        "are. Many nets of that code were trained on normalised pixels; pass mean and std to say which, "
+        "(0, 0, 0) and (1, 1, 1) for none, or the name 'robustbench:DATA/THREAT/MODEL' if it is one of RobustBench's.",
+        HardyWarning,
+        stacklevel=3,
+    )
 
 
 def _parse(name: str) -> tuple[Builder, str]:
@@ -219,7 +264,7 @@ def _native(
     elif builder == "builtin" and in_channels == 3:
         native = CIFAR10, None
     elif builder == "external":
-        native = ((0.0,), (1.0,)), None
+        native = NONE, None
     return native[0] or HALF, native[1]
 
 

@@ -16,26 +16,28 @@ from hardy.errors import ParameterError, did_you_mean
 from hardy.models.cifar_densenet import cifar_densenet121
 from hardy.models.cifar_googlenet import cifar_googlenet
 from hardy.models.cifar_lenet import lenet5
+from hardy.models.cifar_preact import cifar_preact_resnet18
 from hardy.models.cifar_resnet import DEPTHS, cifar_resnet18, cifar_resnet34, cifar_resnet50, cifar_resnet_6n2
 from hardy.models.cifar_senet import cifar_senet18
 from hardy.models.cifar_vgg import cifar_vgg16, cifar_vgg19
 from hardy.models.cifar_wrn import cifar_wrn
 from hardy.models.classifier import Arg
+from hardy.models.robustbench import ZOO
 
 __all__ = ["ARGS", "BUILTIN", "check_args", "known", "list_models", "names"]
 
+# depth and factor of the wide residual nets: those of their paper, then those of the robustness literature
+WIDE = ((16, 4), (28, 10), (40, 2), (34, 10), (34, 15), (34, 20), (70, 16), (82, 8), (94, 16), (106, 16))
 # name -> factory; every factory takes num_classes and in_channels, and the arguments listed in ARGS["builtin"]
 BUILTIN: Mapping[str, Callable[..., nn.Module]] = {
     "cifar_resnet18": cifar_resnet18,
     "cifar_resnet34": cifar_resnet34,
     "cifar_resnet50": cifar_resnet50,
     **{f"cifar_resnet{depth}": partial(cifar_resnet_6n2, depth) for depth in DEPTHS},
+    "cifar_preact_resnet18": cifar_preact_resnet18,
     "cifar_vgg16": cifar_vgg16,
     "cifar_vgg19": cifar_vgg19,
-    **{
-        f"cifar_wrn{depth}_{factor}": partial(cifar_wrn, depth, factor)
-        for depth, factor in ((16, 4), (28, 10), (40, 2))
-    },
+    **{f"cifar_wrn{depth}_{factor}": partial(cifar_wrn, depth, factor) for depth, factor in WIDE},
     "cifar_densenet121": cifar_densenet121,
     "cifar_senet18": cifar_senet18,
     "cifar_googlenet": cifar_googlenet,
@@ -60,6 +62,9 @@ ARGS: Mapping[str, Mapping[str, tuple[type, Range | None]]] = {
         "stem_width": (int, (1, 4096)),
         "bottom_scale": (float, (0.001, 64)),
         "shortcut": (str, None),
+        "final_norm": (bool, None),
+        "activation": (str, None),
+        "padding": (str, None),
         "growth": (int, (1, 512)),
     },
     "external": {},
@@ -67,7 +72,7 @@ ARGS: Mapping[str, Mapping[str, tuple[type, Range | None]]] = {
 
 
 def names(builder: str) -> list[str]:
-    """List the names of one builder, sorted; other builders than timm, torchvision and builtin have none."""
+    """List the names of one builder, sorted; other than timm, torchvision, builtin and robustbench have none."""
     if builder == "timm":
         import timm
 
@@ -76,14 +81,17 @@ def names(builder: str) -> list[str]:
         from torchvision import models
 
         return sorted(models.list_models(module=models))  # type: ignore[attr-defined]  # no __all__
-    return sorted(BUILTIN) if builder == "builtin" else []
+    return sorted({"builtin": BUILTIN, "robustbench": ZOO}.get(builder, {}))
 
 
 def known(builder: str, name: str) -> bool:
     """Tell whether an installed package builds this net from code alone: no hub, no path, no download.
 
-    A timm name may end in the tag of its pretrained weights (``resnet18.a1_in1k``), which sets the normalisation.
+    A timm name may end in the tag of its pretrained weights (``resnet18.a1_in1k``), which sets the normalisation. Names
+    of "robustbench" need their weights from a file.
     """
+    if builder == "robustbench":
+        return name in ZOO
     if not re.fullmatch(r"[A-Za-z0-9_]+(\.[A-Za-z0-9_]+)?", name):
         return False
     if builder == "timm":
@@ -115,13 +123,15 @@ def check_args(builder: str, args: Mapping[str, Arg]) -> None:
 
 
 def list_models(pattern: str = "*") -> list[str]:
-    """List every net that :func:`hardy.models.build` knows by name: built-in nets, then ``timm:``, ``torchvision:``.
+    """List every net that :func:`hardy.models.build` knows by name.
+
+    Built-in nets first, then ``timm:``, ``torchvision:`` and, from a file of weights only, ``robustbench:``.
 
     Args:
         pattern: Glob, tried on the name with and without its prefix; ``"timm:*next*"`` or ``"resnet18"``.
     """
     found = [name for name in BUILTIN if fnmatch.fnmatchcase(name, pattern)]
-    for builder in ("timm", "torchvision"):
+    for builder in ("timm", "torchvision", "robustbench"):
         full = ((f"{builder}:{name}", name) for name in names(builder))
         found += [long for long, short in full if any(fnmatch.fnmatchcase(n, pattern) for n in (long, short))]
     return found

@@ -11,13 +11,14 @@ import torch
 from torch import Tensor, nn
 
 from hardy.errors import CheckpointError
+from hardy.models.layouts import our_names
 from hardy.safefile import read_tensors
 
 __all__ = ["fit_weights", "read_weights"]
 
 log = logging.getLogger(__name__)
 
-NESTED = ("state_dict_ema", "state_dict", "model_state_dict", "model_ema", "model", "net", "weights")
+NESTED = ("state_dict_ema", "state_dict", "model_state_dict", "model_ema", "model", "net", "weights", "last")
 PREFIXES = ("module.", "_orig_mod.", "model.", "net.")
 AUXILIARY = ("aux1.", "aux2.", "AuxLogits.")  # heads of GoogLeNet and Inception that only training uses
 # what torch.load raises for damaged files
@@ -59,10 +60,11 @@ def read_weights(path: Path) -> dict[str, Tensor]:
 
 def fit_weights(
     net: nn.Module, state: Mapping[str, Tensor], *, origin: str, num_classes: int, replace_head: bool
-) -> None:
+) -> str | None:
     """Copy ``state`` into ``net``, after checking every name and shape.
 
-    Prefixes that wrappers add (``module.``, ``model.``, ...) go if the names fit without them only. A first convolution
+    Prefixes that wrappers add (``module.``, ``model.``, ...) go if the names fit without them only. The names of some
+    other people's nets become ours; see :mod:`hardy.models.layouts`. A first convolution
     of RGB weights is summed (gray) or repeated (more channels) to fit, as timm does.
 
     Args:
@@ -72,24 +74,30 @@ def fit_weights(
         num_classes: Number of logits of the net: tensors that differ in this size only are its head.
         replace_head: Keep the new head where the file has another number of classes; otherwise that is an error.
 
+    Returns:
+        Whose names the tensors had; None if they had those of the net.
+
     Raises:
         CheckpointError: tensors are missing or left over, or have another shape.
     """
     own = net.state_dict()
-    state = {name: value for name, value in _without_prefix(state, own).items() if _belongs(name, own)}
+    state, layout = our_names(_without_prefix(state, own), own)
+    state = {name: value for name, value in state.items() if _belongs(name, own)}
     state = {name: _adapt(value, own.get(name)) for name, value in state.items()}
     missing = [name for name in own if name not in state and not name.endswith("num_batches_tracked")]
     extra = [name for name in state if name not in own]
     if missing or extra:
         raise CheckpointError(
-            f"{origin}: the names do not fit the net; missing {_some(missing)}; left over {_some(extra)}. "
-            f"Is it the same architecture?"
+            f"{origin}: the names{_read_as(layout)} do not fit the net; missing {_some(missing)}; left over "
+            f"{_some(extra)}. Is it the same architecture?"
         )
     wrong = [name for name, value in state.items() if value.shape != own[name].shape]
     head = [name for name in wrong if _is_head(net, name, state[name], num_classes)]
     if wrong and wrong != head:
         shapes = [f"{n} {tuple(state[n].shape)}, net {tuple(own[n].shape)}" for n in wrong if n not in head]
-        raise CheckpointError(f"{origin}: the shapes do not fit the net: {_some(shapes)}. Is it the same architecture?")
+        raise CheckpointError(
+            f"{origin}: the shapes{_read_as(layout)} do not fit the net: {_some(shapes)}. Is it the same architecture?"
+        )
     if head:
         classes = state[head[0]].shape[0]
         if not replace_head:
@@ -99,6 +107,7 @@ def fit_weights(
             )
         log.warning("%s: %d classes, the net has %d: new, untrained head %s", origin, classes, num_classes, _some(head))
     net.load_state_dict({**own, **{name: value for name, value in state.items() if name not in head}})
+    return layout
 
 
 def _without_prefix(state: Mapping[str, Tensor], own: Mapping[str, Tensor]) -> Mapping[str, Tensor]:
@@ -135,6 +144,10 @@ def _is_head(net: nn.Module, name: str, value: Tensor, num_classes: int) -> bool
         return False
     own: Tensor = getattr(module, attribute)
     return own.shape[0] == num_classes and value.ndim == own.ndim and value.shape[1:] == own.shape[1:]
+
+
+def _read_as(layout: str | None) -> str:
+    return f" (read as those of {layout})" if layout else ""
 
 
 def _some(items: list[str]) -> str:

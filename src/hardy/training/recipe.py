@@ -130,16 +130,14 @@ class EvaluateRecipe:
         norm: Of the threat.
         eps: Budget of the threat, in pixels in [0, 1]; "8/255" works.
         limit: Number of test images, chosen by the seed.
-        steps: Steps of PGD.
-        restarts: Restarts of PGD.
+        suite: Attacks of ``white_box``: "standard", "quick", "full", or names of attacks, as in "pgd,square".
     """
 
     axes: tuple[str, ...] | None = None
     norm: Literal["linf", "l2", "l1"] = "linf"
     eps: float = 8 / 255
     limit: int | None = None
-    steps: int = 20
-    restarts: int = 2
+    suite: str = "standard"
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -1,0 +1,83 @@
+"""Does the defence beat its own base? The same protocol for both, paired over images."""
+
+import numpy as np
+import pytest
+import torch
+from scipy.stats import binomtest
+from torch import Tensor, nn
+
+from hardy.attacks import FGSM, PGD, Noise, attack
+from hardy.evaluation import Budget, evaluate
+from hardy.results import Result, Versus
+from hardy.threats import Threat
+
+THREAT = Threat("linf", 0.1)
+FAST = Budget(curve_steps=3, noise_draws=3, transfer_steps=4)
+
+
+def against(net: nn.Module, base: nn.Module, x: Tensor, y: Tensor) -> Result:
+    axes = ["clean", "white_box", "transfer", "worst_case"]
+    return evaluate(net, x, y, threat=THREAT, axes=axes, suite=[PGD(steps=6)], base=base, budget=FAST)
+
+
+def named(result: Result) -> dict[str, Versus]:
+    return {v.axis: v for v in result.versus}
+
+
+class Squeezed(nn.Module):
+    """The net behind rounded pixels: robust to gradients, and to nothing else."""
+
+    def __init__(self, net: nn.Module) -> None:
+        super().__init__()
+        self.net = net
+
+    def forward(self, x: Tensor) -> Tensor:
+        z: Tensor = self.net((x * 8).round() / 8)
+        return z
+
+
+def test_both_are_attacked_alike(net: nn.Module, trained: object, x: Tensor, y: Tensor) -> None:
+    base = trained(3)  # type: ignore[operator]  # a fixture
+    result = against(net, base, x, y)
+    swapped = against(base, net, x, y)
+    for axis, v in named(result).items():
+        w = named(swapped)[axis]
+        assert (v.accuracy, v.base_accuracy) == (w.base_accuracy, w.accuracy), axis
+        assert v.difference == pytest.approx(-w.difference) and v.p == w.p and v.base == "base"
+    own = attack(base, x, y, PGD(steps=6), threat=THREAT)
+    assert np.array_equal(result.outcomes_by_point["base/white_box"], ~own.success)
+    assert named(result)["white_box"].accuracy == result.accuracy("white_box")
+    assert named(result)["worst_case"].accuracy == result.accuracy("worst_case")
+    standing = own.success.logical_not()
+    for spec in (FGSM(), Noise(draws=3)):
+        standing &= ~attack(base, x, y, spec, threat=THREAT).success
+    standing &= ~attack(base, x, y, PGD(steps=4), threat=THREAT, sources=[net], stop="never").success
+    assert np.array_equal(result.outcomes_by_point["base/worst_case"], standing)
+
+
+def test_masked_gradients_win_until_the_worst_case_is_counted(net: nn.Module, x: Tensor, y: Tensor) -> None:
+    """The story of MeanSparse: better under the suite, not better once images made on the base are shown to it."""
+    found = named(against(Squeezed(net).eval(), net, x, y))
+    assert found["white_box"].verdict == "better" and found["white_box"].difference > 0.2
+    assert found["worst_case"].verdict != "better" and found["worst_case"].difference < 0.15
+
+
+def test_the_test_is_the_exact_one(net: nn.Module, trained: object, x: Tensor, y: Tensor) -> None:
+    result = against(net, trained(3), x, y)  # type: ignore[operator]  # a fixture
+    v = named(result)["white_box"]
+    a, b = result.outcomes_by_point["white_box/pgd"], result.outcomes_by_point["base/white_box"]
+    won, lost = int((a & ~b).sum()), int((b & ~a).sum())
+    assert v.p == pytest.approx(binomtest(won, won + lost).pvalue)
+    assert v.low <= v.difference <= v.high and v.difference == pytest.approx((won - lost) / 120)
+    assert v.verdict == ("unclear" if v.low <= 0 <= v.high or v.p >= 0.05 else "better" if won > lost else "worse")
+
+
+def test_a_net_does_not_beat_itself(net: nn.Module, x: Tensor, y: Tensor) -> None:
+    result = against(net, net, x, y)
+    assert [v.verdict for v in result.versus] == ["unclear"] * 3 and {v.difference for v in result.versus} == {0.0}
+
+
+def test_without_a_base_or_an_attack_there_is_no_verdict(net: nn.Module, x: Tensor, y: Tensor) -> None:
+    assert evaluate(net, x, y, axes=["clean"], base=net).versus == ()
+    few = torch.arange(20)
+    assert evaluate(net, x[few], y[few], axes=["white_box"], suite=["fgsm"]).versus == ()
