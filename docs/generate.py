@@ -77,6 +77,8 @@ def methods_page() -> str:
             fields(cls),
             f"Defaults: {card.defaults_from}",
         ]
+        if card.twin:
+            lines.append(f"Differentiable twin under attack: {card.twin}")
         if presets := PRESETS.get(name):
             rows = [f"| `{p}` | {changes(spec) or 'the defaults'} |" for p, spec in presets.items()]
             lines.append("\n".join(["| preset | changes |", "|---|---|", *rows]))

@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from scipy import stats as scipy_stats
 
 from hardy.errors import ParameterError
-from hardy.stats import paired_bootstrap, wilson
+from hardy.stats import paired_bootstrap, sign_test, wilson
 
 
 class TestWilson:
@@ -118,3 +118,16 @@ class TestPairedBootstrap:
     def test_other_images_are_an_error(self, a: tuple[int, ...], b: tuple[int, ...]) -> None:
         with pytest.raises(ParameterError, match="paired_bootstrap: the same n >= 1 images must be behind both"):
             paired_bootstrap(np.zeros(a, dtype=bool), np.zeros(b, dtype=bool))
+
+
+@given(st.integers(0, 40), st.integers(0, 40), st.integers(0, 20))
+def test_the_sign_test_is_the_exact_binomial_test(won: int, lost: int, both: int) -> None:
+    a = np.array([True] * won + [False] * lost + [True] * both, dtype=np.bool_)
+    b = np.array([False] * won + [True] * lost + [True] * both, dtype=np.bool_)
+    want = 1.0 if won + lost == 0 else scipy_stats.binomtest(won, won + lost).pvalue
+    assert sign_test(a, b) == pytest.approx(want) and sign_test(a, b) == sign_test(b, a)
+
+
+def test_the_sign_test_demands_pairs() -> None:
+    with pytest.raises(ParameterError, match="the same n images"):
+        sign_test(np.array([True]), np.array([True, False]))

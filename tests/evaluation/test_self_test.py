@@ -105,11 +105,14 @@ def score(planted: Planted, x: Tensor) -> Tensor:
 
 @pytest.mark.parametrize("threat", THREATS, ids=str)
 def test_sound_attacks_find_what_random_search_does_not(net: nn.Module, x: Tensor, threat: Threat) -> None:
-    found = self_test(net, x, threat=threat, key=keys(len(x)), find=by(PGD(steps=20), threat))
-    assert found.tried == len(x) and found.planted >= 20
+    x = x[: 120 if threat.eps == 0.3 else 32]  # so far apart are few
+    found = self_test(net, x, threat=threat, key=keys(len(x)), find=by(PGD(steps=20), threat), inner=100)
+    assert found.tried == len(x) and found.planted >= 15
     assert found.found >= 0.9 * found.planted and found.random <= 0.1 * found.planted
-    apgd = self_test(net, x[:24], threat=threat, key=keys(24), find=by(APGD(steps=30), threat))
-    assert apgd.found >= 0.9 * apgd.planted > 0
+
+
+def test_apgd_finds_them(planted: Planted) -> None:
+    assert by(APGD(steps=30), LINF)(planted.model, planted.x, planted.y).float().mean() >= 0.9
 
 
 @pytest.mark.parametrize("break_", [rounded, reversed_, shattered])
@@ -228,7 +231,7 @@ def test_every_image_has_its_own_head_and_gradient(net: nn.Module, planted: Plan
     for row, i in enumerate(order.tolist()):
         one = planted.witness[i : i + 1].clone().requires_grad_()
         alone = (weight[i] * (net[:6](one)[0] - centre[i])).sum() + bias[i]
-        assert float(alone) == pytest.approx(float(score(planted, one)), abs=1e-5)
+        assert float(alone.detach()) == pytest.approx(float(score(planted, one)), abs=1e-5)
         (g,) = torch.autograd.grad(alone / 2, one)
         assert torch.allclose(g[0], together[row], atol=1e-5)
 
@@ -328,7 +331,6 @@ class Lists(nn.Module):
     ("change", "error", "text"),
     [
         ({"x": torch.zeros(0, 1, 8, 8), "key": keys(0)}, ShapeError, "n >= 1"),
-        ({"key": keys(3)}, ShapeError, r"key must be \(2,\), one per image; got \(3,\)"),
         ({"x": torch.zeros(2, 1, 8, 8) + 2}, DataError, "self_test: x must be pixels in"),
         ({"x": torch.zeros(2, 1, 8, 8, dtype=torch.float64)}, DataError, "float32"),
         ({"inner": 0}, ParameterError, "inner must be at least 1; got 0"),
@@ -336,7 +338,7 @@ class Lists(nn.Module):
         ({"model": nn.Sequential(nn.Flatten(), nn.Linear(64, 3))}, ParameterError, "eval mode"),
         ({"model": nn.Sequential(nn.Flatten(), nn.Linear(64, 3)).eval().half()}, DataError, "float32"),
         ({"model": Lists().eval()}, ShapeError, "Lists: model"),
-        ({"find": lambda _, x, __: torch.zeros(1)}, ShapeError, "find must return one bool per image"),
+        ({"find": lambda *_: torch.zeros(1)}, ShapeError, "find must return one bool per image"),
     ],
 )
 def test_bad_input_fails_with_a_reason(change: dict[str, Any], error: type[HardyError], text: str) -> None:
@@ -345,3 +347,17 @@ def test_bad_input_fails_with_a_reason(change: dict[str, Any], error: type[Hardy
     given |= {"threat": LINF} | change
     with pytest.raises(error, match=text):
         self_test(given.pop("model"), given.pop("x"), **given)
+
+
+def test_keys_must_be_one_per_image(net: nn.Module) -> None:
+    with pytest.raises(ShapeError, match=r"key must be \(2,\), one per image; got \(3,\)"):
+        module._check(net, torch.rand(2, 1, 8, 8), keys(3), {})
+
+
+def test_what_the_net_itself_does_not_confirm_is_dropped(planted: Planted) -> None:
+    odd = copy.deepcopy(planted)
+    odd.model.get_buffer("bias")[2] += 2  # the image is "border" as well
+    odd.model.get_buffer("bias")[4] -= 2  # the witness is "inside" as well
+    odd.witness[7] = planted.witness[7] + 0.001 * (planted.witness[7] - planted.x[7]).sign()
+    with torch.no_grad():
+        assert module._verified(odd, LINF, 10) == [i for i in range(24) if i not in {2, 4, 7}]

@@ -153,3 +153,16 @@ def test_the_expectation_of_a_random_net_is_attacked(net: nn.Module, x: Tensor, 
     assert sure.accuracy("white_box") < 0.7 and abs(result.accuracy("white_box") - sure.accuracy("white_box")) < 0.2
     (found,) = [c for c in result.checks if c.code == "frozen_randomness"]
     assert found.status in ("pass", "warn") and "with its draw known" in found.evidence
+
+
+def test_axes_that_one_lucky_answer_would_end_are_not_measured(net: nn.Module, x: Tensor, y: Tensor) -> None:
+    axes = ["clean", "eps_curve", "minimal_norm", "transfer", "query", "worst_case"]
+    weak, few = Threat("linf", 1e-4), slice(0, 40)
+    jumpy = Jumpy(net, 0.2).eval()
+    budget = Budget(curve_steps=1, noise_draws=2, transfer_steps=1)
+    result = evaluate(jumpy, x[few], y[few], threat=weak, axes=axes, suite=["fgsm"], sources=[net], budget=budget)
+    missing = {c.evidence.split(":")[0] for c in result.checks if c.code == "not_measured"}
+    assert missing == {"minimal_norm", "query"}
+    clean = result.accuracy("clean")
+    assert result.accuracy("transfer") == clean and result.accuracy("eps_curve") >= clean - 0.05
+    assert result.accuracy("worst_case") >= clean - 0.05

@@ -4,7 +4,7 @@ A job is (image, restart); restarts of targeted attacks are targets. Jobs wait i
 first. A row that finishes or succeeds leaves the batch and the next job takes its place. A success is a claim: claims
 wait until they fill one batch of fixed shape, in which the attacked model predicts them again (``verify``). Meanwhile
 the other jobs of that image rest. If the claim holds they are cancelled, if not they go on. When the queue is empty,
-the batch shrinks through a few fixed shapes (:func:`hardy.attacks.passes.bucket`), so that the tail is cheap.
+the batch shrinks (:func:`hardy.attacks.passes.bucket`), so that the tail is cheap.
 """
 
 import logging

@@ -15,13 +15,13 @@ from hardy.errors import ShapeError
 
 __all__ = ["SHAPES", "VANISHED", "Passes", "bucket", "sealed_rng"]
 
-SHAPES = 16  # that a batch may shrink through: few, for what is compiled or tuned per shape; enough to pad little
+SHAPES = 16  # that a batch may shrink through on an accelerator, where kernels are chosen or compiled per shape
 VANISHED = 1e-12  # largest gradient value below which float32 cross-entropy has saturated
 
 
-def bucket(n: int, size: int) -> int:
-    """Give the smallest multiple of a sixteenth of ``size`` that holds ``n`` rows, at most ``size``."""
-    step = -(-size // SHAPES)
+def bucket(n: int, size: int, device: torch.device) -> int:
+    """Give the shape for ``n`` rows: the next sixteenth of ``size``, or ``n`` on a CPU, where padding costs time."""
+    step = 1 if device.type == "cpu" else -(-size // SHAPES)
     return min(-(-n // step) * step, size)
 
 
@@ -53,7 +53,7 @@ class Passes:
         precise = full_precision(x.device) if fixed else contextlib.nullcontext()
         with precise, torch.inference_mode(False), torch.no_grad():
             for part in torch.split(torch.arange(len(x), device=x.device), self.size):
-                shape = self.size if fixed else bucket(len(part), self.size)
+                shape = self.size if fixed else bucket(len(part), self.size, x.device)
                 out.append(self._call(_pad(x[part], shape))[: len(part)])
         self._count(self.forward, image, len(self.models))
         return torch.cat(out)
@@ -68,7 +68,7 @@ class Passes:
         logits, gradients = [], []
         with torch.inference_mode(False), torch.enable_grad():
             for part in torch.split(torch.arange(len(x), device=x.device), self.size):
-                leaf = _pad(x[part], bucket(len(part), self.size)).clone().requires_grad_()
+                leaf = _pad(x[part], bucket(len(part), self.size, x.device)).clone().requires_grad_()
                 z = self._call(leaf)[: len(part)]
                 total = loss(z, select(goal, part)).sum()
                 g = _derivative(total, leaf)

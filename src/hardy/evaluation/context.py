@@ -24,7 +24,7 @@ from hardy.evaluation.journal import Journal, joined
 from hardy.results import Axis, Point, point
 from hardy.threats import Threat
 
-__all__ = ["AxisProgress", "Budget", "Context", "Measured", "NotMeasured", "Source", "record"]
+__all__ = ["RANDOM", "AxisProgress", "Budget", "Context", "Measured", "NotMeasured", "Source", "record"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -105,6 +105,7 @@ class AxisProgress:
 
 
 OnAttack = Callable[[Progress, int | None], None]
+RANDOM = "the net answers at random"
 PART = 4  # batches of images that an attack works on before they are written down
 
 

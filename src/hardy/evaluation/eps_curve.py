@@ -14,8 +14,9 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from hardy.attacks import APGD
+from hardy.attacks.state import Stop
 from hardy.evaluation.context import Context, Measured, record
-from hardy.evaluation.suite import suite_run
+from hardy.evaluation.suite import confirmed, suite_run
 from hardy.results import Axis
 from hardy.threats import Threat
 
@@ -72,11 +73,12 @@ def _search(
         for stage in run.stages:
             passes = {kind: passes.get(kind, 0) + stage.passes.get(kind, 0) for kind in ("forward", "backward")}
         return ~run.standing[index], run.x_adv[index], {"attack": f"suite {context.suite_name}"}, passes
-    spec = APGD(steps=context.budget.curve_steps)
+    spec = APGD(steps=context.budget.curve_steps, eot=context.draws)
     if len(index) == 0:
         return index.bool(), context.x[index], {"attack": repr(spec)}, {}
-    found = context.attack(spec, eps=eps, index=index, standing=len(index))
-    return found.success, found.x_adv, {"attack": repr(spec)}, found.passes
+    stop: Stop = "first_success" if context.draws == 1 else "never"
+    found = context.attack(spec, eps=eps, index=index, standing=len(index), stop=stop)
+    return confirmed(context, found, index), found.x_adv, {"attack": repr(spec)}, found.passes
 
 
 def bottom(context: Context) -> float:

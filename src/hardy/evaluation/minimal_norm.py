@@ -3,7 +3,9 @@
 The minimum-norm attacks defined for the norm search without a budget (that is, within the largest one,
 :func:`hardy.evaluation.eps_curve.largest_eps`), and the nearest adversarial image that any of them found counts. Every
 distance is measured on an image that the engine has verified, so it is an upper bound of the true one, and the
-accuracies are upper bounds too. ``eps_curve`` asks the same of PGD, one budget after the other.
+accuracies are upper bounds too. ``eps_curve`` asks the same of APGD, one budget after the other.
+
+Of a net that answers at random one lucky answer would end the search: not measured there.
 """
 
 import torch
@@ -13,7 +15,7 @@ from torch import Tensor
 from hardy.attacks import FAB, FMN
 from hardy.attacks.norms import norm_of
 from hardy.attacks.state import AnyAttack
-from hardy.evaluation.context import Context, Measured, record
+from hardy.evaluation.context import RANDOM, Context, Measured, NotMeasured, record
 from hardy.evaluation.eps_curve import FRACTIONS, bottom, largest_eps
 from hardy.results import Axis, Point
 from hardy.threats import Threat
@@ -23,12 +25,14 @@ __all__ = ["TARGETS", "measure"]
 TARGETS = 3  # likely wrong classes that FAB walks to; on digits 9 take three times as long and shorten the mean by 1 %
 
 
-def measure(context: Context) -> Measured:
+def measure(context: Context) -> Measured | NotMeasured:
     """Search for the nearest adversarial image; accuracy at eps is the share of images that have none within eps.
 
     ``arrays["distance"]`` (n,) holds the distances, in the norm of the threat and pixels in [0, 1]: 0 where the plain
     image is classified wrong, inf where no attack found an adversarial image.
     """
+    if context.draws > 1:
+        return NotMeasured("minimal_norm", RANDOM, "Read eps_curve, which attacks the expectation of its answers.")
     norm = context.threat.norm
     distance = torch.where(context.correct, torch.inf, 0.0)
     x_adv, nearest = context.x.clone(), torch.full_like(context.y, -1)

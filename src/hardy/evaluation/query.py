@@ -8,6 +8,8 @@ What is a query: every point whose outputs the search looked at, the adversarial
 prediction of the plain image (the attacker is told the label) and the verification of the adversarial one. HopSkipJump
 asks up to 32 points of an estimate at once; all of them count, though one of the first may have been adversarial. A
 find that rounding undoes in the verification costs one more.
+
+Both walks compare single answers, so for a net that answers at random they would follow the noise: not measured there.
 """
 
 import torch
@@ -16,7 +18,7 @@ from torch import Tensor
 
 from hardy.attacks import AttackResult, HopSkipJump, Square
 from hardy.attacks.state import AnyAttack
-from hardy.evaluation.context import Context, Measured, record
+from hardy.evaluation.context import RANDOM, Context, Measured, NotMeasured, record
 from hardy.results import Axis, Point
 
 __all__ = ["measure"]
@@ -24,12 +26,14 @@ __all__ = ["measure"]
 BEFORE, AFTER = 1, 1  # forward passes of a broken image that are no query: plain prediction, verification
 
 
-def measure(context: Context) -> Measured:
+def measure(context: Context) -> Measured | NotMeasured:
     """Run both attacks with ``budget.queries`` queries per image.
 
     ``arrays["scores"]`` and ``arrays["labels_only"]`` (n,) hold the number of queries to the first adversarial image: 0
     where the plain image is classified wrong, inf where none was found.
     """
+    if context.draws > 1:
+        return NotMeasured("query", RANDOM, "Read white_box, which attacks the expectation of its answers.")
     most, eps = context.budget.queries, context.threat.eps
     attacks: dict[str, AnyAttack] = {
         "scores": Square(queries=max(1, most - 1)),  # the starting point is a query too

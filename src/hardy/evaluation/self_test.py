@@ -158,7 +158,7 @@ def discriminate(inner: Float[Tensor, "n d"], border: Float[Tensor, "k d"]) -> H
     Returns:
         The head, float32, scaled such that the mean of the inner points and the border point are 1 apart, the threshold
         :data:`CLOSENESS` of the way from the outermost inner point to the border point. None where no border point is
-        outside the inner points, no feature moves, or one is not finite.
+        clearly outside the inner points, no feature moves, or one is not finite.
     """
     inner, border = inner.double(), border.double()
     centre, unit = inner.mean(dim=0), inner.std(dim=0).amax()
@@ -171,7 +171,7 @@ def discriminate(inner: Float[Tensor, "n d"], border: Float[Tensor, "k d"]) -> H
     reach = (direction * v).sum(dim=1)
     outermost = torch.where(reach > 0, (z @ direction.T).amax(dim=0) / reach, torch.inf)
     chosen = int(outermost.argmin())
-    if not float(outermost[chosen]) < 1:
+    if not (1 - CLOSENESS) * (1 - float(outermost[chosen])) >= MARGIN:
         return None
     bias = -(outermost[chosen] + CLOSENESS * (1 - outermost[chosen]))
     weight = direction[chosen] / reach[chosen] / unit

@@ -20,6 +20,7 @@ from hardy.attacks.state import AnyAttack
 from hardy.evaluation.adaptive import without_methods
 from hardy.evaluation.context import Budget, Context, Measured, NotMeasured, Source, record
 from hardy.evaluation.fingerprint import weights_digest
+from hardy.evaluation.suite import confirmed
 from hardy.results import Axis, Point
 from hardy.threats import Threat
 
@@ -104,14 +105,15 @@ def _one(
 ) -> tuple[Point, Bool[Tensor, "n"]]:
     threat, nets = Threat(context.threat.norm, eps), origin.nets
     found = context.attack(attack, eps=eps, source=nets, stop="never")
+    right = ~confirmed(context, found, torch.arange(len(context.x), device=context.x.device)) & context.correct
     fooled = _average(context, nets, found.x_adv) != context.y
     asked = context.correct & source_right & fooled
-    share = float((~found.success)[asked].float().mean()) if asked.any() else None
+    share = float(right[asked].float().mean()) if asked.any() else None
     label = origin.label if eps == context.threat.eps else f"{origin.label}, {threat}"
     asides = len(nets) * len(context.x) * (2 if eps == context.threat.eps else 1)  # predictions before (once) and after
     point = record(
         label,
-        ~found.success,
+        right,
         level=eps,
         series=origin.series,
         passes={**found.passes, "forward": found.passes["forward"] + asides},
@@ -126,7 +128,7 @@ def _one(
             "conditional_n": int(asked.sum()),
         },
     )
-    return point, ~found.success
+    return point, right
 
 
 def _average(context: Context, nets: Sequence[nn.Module], x: Float[Tensor, "n c h w"]) -> Int[Tensor, "n"]:

@@ -17,7 +17,7 @@ from torch import Tensor
 from hardy.attacks import PGD
 from hardy.evaluation.adaptive import twin_of
 from hardy.evaluation.context import Context, Source
-from hardy.evaluation.suite import controls, suite_run
+from hardy.evaluation.suite import confirmed, controls, suite_run
 from hardy.evaluation.worst_case import LABEL
 from hardy.results import Versus
 from hardy.stats import paired_bootstrap, sign_test
@@ -65,7 +65,8 @@ def _weakest(context: Context) -> Bool[Tensor, "n"]:
 def _transfer(target: Context, source: Context) -> Bool[Tensor, "n"]:
     """Show the target the images that PGD makes on the source."""
     spec = PGD(steps=target.budget.transfer_steps)
-    return ~target.attack(spec, source=source.model, stop="never").success
+    found = target.attack(spec, source=source.model, stop="never")
+    return ~confirmed(target, found, torch.arange(len(target.x), device=target.x.device)) & target.correct
 
 
 def _compare(axis: str, base: str, ours: Bool[Tensor, "n"], theirs: Bool[Tensor, "n"]) -> Versus:
