@@ -21,7 +21,7 @@ from hardy.methods import DefectiveConv
 from hardy.threats import Threat
 
 LINF = Threat("linf", 0.1)
-THREATS = [LINF, Threat("linf", 0.3), Threat("l2", 0.5), Threat("l1", 2.0)]
+THREATS = [LINF, Threat("linf", 0.2), Threat("l2", 0.5), Threat("l1", 2.0)]
 
 
 def keys(n: int, seed: int = 0) -> Tensor:
@@ -105,7 +105,7 @@ def score(planted: Planted, x: Tensor) -> Tensor:
 
 @pytest.mark.parametrize("threat", THREATS, ids=str)
 def test_sound_attacks_find_what_random_search_does_not(net: nn.Module, x: Tensor, threat: Threat) -> None:
-    x = x[: 120 if threat.eps == 0.3 else 32]  # so far apart are few
+    x = x[:40]
     found = self_test(net, x, threat=threat, key=keys(len(x)), find=by(PGD(steps=20), threat), inner=100)
     assert found.tried == len(x) and found.planted >= 15
     assert found.found >= 0.9 * found.planted and found.random <= 0.1 * found.planted
@@ -271,6 +271,7 @@ def test_the_model_is_left_as_it_was(net: nn.Module, few: Tensor) -> None:
     for part in (odd, made.model):
         assert not any(m._forward_hooks or m._forward_pre_hooks for m in part.modules())
     assert odd[0].training and not odd.training and torch.equal(few, pixels)
+    assert made.model.get_submodule("net.0").training  # modes inside are not switched in the copy either
     assert all(p.grad is None for p in odd.parameters())
     assert all(a.data_ptr() != b.data_ptr() for a, b in zip(odd.parameters(), made.model.parameters(), strict=True))
 
@@ -338,7 +339,8 @@ class Lists(nn.Module):
         ({"model": nn.Sequential(nn.Flatten(), nn.Linear(64, 3))}, ParameterError, "eval mode"),
         ({"model": nn.Sequential(nn.Flatten(), nn.Linear(64, 3)).eval().half()}, DataError, "float32"),
         ({"model": Lists().eval()}, ShapeError, "Lists: model"),
-        ({"find": lambda *_: torch.zeros(1)}, ShapeError, "find must return one bool per image"),
+        ({"find": lambda *_: torch.ones(1, dtype=torch.bool)}, ShapeError, "find must return one bool per image"),
+        ({"find": lambda _, x, __: torch.zeros(len(x))}, ShapeError, "find must return one bool per image"),
     ],
 )
 def test_bad_input_fails_with_a_reason(change: dict[str, Any], error: type[HardyError], text: str) -> None:
@@ -361,3 +363,30 @@ def test_what_the_net_itself_does_not_confirm_is_dropped(planted: Planted) -> No
     odd.witness[7] = planted.witness[7] + 0.001 * (planted.witness[7] - planted.x[7]).sign()
     with torch.no_grad():
         assert module._verified(odd, LINF, 10) == [i for i in range(24) if i not in {2, 4, 7}]
+
+
+def test_a_random_net_gives_the_same_test_and_does_not_move_the_generators(net: nn.Module, few: Tensor) -> None:
+    noisy = Wrapped(net, lambda x: x + 0.001 * torch.randn_like(x)).eval()
+    state = torch.get_rng_state()
+    first = plant(noisy, few, threat=LINF, key=keys(24), inner=20)
+    random_search(first, threat=LINF, key=keys(24), draws=4)
+    assert torch.equal(torch.get_rng_state(), state) and len(first.x) > 20
+    torch.rand(1)
+    second = plant(noisy, few, threat=LINF, key=keys(24), inner=20)
+    assert torch.equal(first.model.get_buffer("weight"), second.model.get_buffer("weight"))
+
+
+def test_random_search_has_the_keys_of_the_planted_images(
+    net: nn.Module, few: Tensor, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    given: list[Tensor] = []
+
+    def spy(planted: Planted, *, key: Tensor, draws: int, **_: Any) -> Tensor:
+        given.append(key)
+        assert draws == 30
+        return torch.ones(len(planted.x), dtype=torch.bool)
+
+    monkeypatch.setattr(module, "random_search", spy)
+    doubled = torch.cat([few[:1], few[:4]])
+    result = self_test(net, doubled, threat=LINF, key=keys(5), find=by(PGD(steps=1), LINF), inner=30)
+    assert torch.equal(given[0], keys(5)[torch.tensor([0, 2, 3, 4])]) and result.random == 4 and result.tried == 5

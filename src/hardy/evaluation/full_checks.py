@@ -7,12 +7,12 @@ import torch
 from jaxtyping import Bool, Int
 from torch import Tensor, nn
 
-from hardy.attacks import APGD, AttackResult
+from hardy.attacks import APGD, SUITES, AttackResult
 from hardy.attacks.state import AnyAttack, Attack
 from hardy.evaluation.context import Context, Measured
 from hardy.evaluation.eps_curve import bottom, largest_eps
 from hardy.evaluation.self_test import self_test as run_self_test
-from hardy.evaluation.suite import confirmed, suite_run
+from hardy.evaluation.suite import confirmed, resolve, suite_run
 from hardy.evaluation.verdicts import grade, verdict
 from hardy.results import Check
 from hardy.stats import wilson
@@ -24,6 +24,8 @@ Seen = Mapping[str, Measured]
 IMAGES = 64  # that a check may attack
 ENOUGH = 10  # images from which "none of them broke" says something
 HELPS = 0.1  # share of robust images that twice the budget must break
+PLANTED, FEWEST = 16, 5  # images of the self-test, and how many of them must take a planted example
+EASY = 0.1  # share of planted examples that random search may find
 
 
 def lacks(code: str, axes: str) -> Check:
@@ -93,7 +95,7 @@ def self_test(context: Context, seen: Seen) -> Check:
     def find(net: nn.Module, x: Tensor, y: Tensor) -> Bool[Tensor, "m"]:
         return _found(context, net, x, y)
 
-    index = context.correct.nonzero()[:IMAGES_PLANTED, 0]
+    index = context.correct.nonzero()[:PLANTED, 0]
     if len(index) == 0:
         return verdict(code, "not_run", "no plain image is right")
     made = run_self_test(
@@ -104,28 +106,24 @@ def self_test(context: Context, seen: Seen) -> Check:
         find=find,
         batch_size=context.batch_size,
     )
-    if made.planted == 0:
-        return verdict(code, "not_run", f"no adversarial example could be planted in {made.tried} images")
+    if made.planted < FEWEST:
+        return verdict(
+            code, "not_run", f"an adversarial example could be planted in {made.planted} of {made.tried} images"
+        )
     evidence = (
         f"of {made.planted} planted adversarial examples the suite finds {made.found}, random search {made.random}"
     )
-    if made.random / made.planted > EASY:
+    if made.random > EASY * made.planted:
         return verdict(code, "not_run", f"{evidence}: too easy to tell", "Use a smaller eps for this check.")
     remedy = "The suite misses adversarial examples that are there: its robust accuracy is too high."
     share = made.found / made.planted
-    return verdict(code, "pass" if share >= 0.9 else "warn" if share >= 0.5 else "fail", evidence, remedy)
-
-
-IMAGES_PLANTED = 16
-EASY = 0.5  # share of planted examples that random search may find
+    return verdict(code, "pass" if share >= 0.9 else "warn" if share > 0.5 else "fail", evidence, remedy)
 
 
 def _found(context: Context, net: nn.Module, x: Tensor, y: Tensor) -> Bool[Tensor, "m"]:
     """Run the suite on the re-headed net: two classes, so one target and the plain difference of logits."""
-    from hardy.evaluation.suite import resolve
-
     _, attacks = resolve(
-        context.suite_name if context.suite_name in ("standard", "quick", "full") else list(context.suite.values()),
+        context.suite_name if context.suite_name in SUITES else list(context.suite.values()),
         context.threat,
         num_classes=2,
         draws=context.draws,
