@@ -67,7 +67,9 @@ def test_differences_are_paired_and_not_of_margins(make_result: Make) -> None:
         (lambda r: replace(r, outcomes_by_point={}), "outcomes per image were not kept"),
         (lambda r: replace(r, threat=Threat("linf", 4 / 255)), "other threat"),
         (
-            lambda r: replace(r, outcomes_by_point={**r.outcomes_by_point, "white_box/pgd": np.ones(360, dtype=bool)}),
+            lambda r: replace(
+                r, outcomes_by_point={**r.outcomes_by_point, "white_box/standard": np.ones(360, dtype=bool)}
+            ),
             "outcomes per image were not kept",
         ),
     ],
@@ -87,10 +89,10 @@ def test_another_threat_does_not_touch_clean_and_noise(make_result: Make) -> Non
 
 def test_another_attack_budget_is_not_compared(make_result: Make) -> None:
     result = make_result()
-    axis = result.axis("white_box")
-    weak = replace(axis.points[0], details={**axis.points[0].details, "steps": 10})
-    axes = tuple(replace(a, points=(weak, *a.points[1:])) if a is axis else a for a in result.axes)
-    assert compare(as_run(make_result()), as_run(replace(result, axes=axes)), "white_box") == "other steps"
+    axis = result.axis("noise")
+    weak = tuple(replace(p, details={"draws": 2}) for p in axis.points)
+    axes = tuple(replace(a, points=weak) if a is axis else a for a in result.axes)
+    assert compare(as_run(make_result()), as_run(replace(result, axes=axes)), "noise") == "other draws"
 
 
 def test_a_condition_that_the_baseline_lacks_is_not_compared(make_result: Make) -> None:
@@ -102,13 +104,14 @@ def test_a_condition_that_the_baseline_lacks_is_not_compared(make_result: Make) 
 def test_gray_box_stands_beside_transfer_and_pairs_twins_of_other_names(make_result: Make) -> None:
     base, run = as_run(make_result(twin="plain-c"), "plain"), as_run(make_result(0.1, twin="lfm-b"), "lfm")
     columns = topics([base, run])
-    assert [t.title for t in columns] == ["clean", "noise", "white-box", "eps curve", "transfer", "gray-box", "texture"]
+    titles = ["clean", "noise", "white-box", "transfer", "gray-box", "queries", "worst case", "texture"]
+    assert [t.title for t in columns] == titles
     table = scores([base, run], columns)
-    gray = table[1][5]
-    assert gray.point is not None and gray.point.label == "from lfm-b"
+    gray = table[1][4]
+    assert gray.point is not None and gray.point.label == "lfm-b"
     assert isinstance(gray.difference, Paired) and gray.difference.mean == 0
-    assert [score.difference for score in table[0]] == [None] * 7
-    transfer = table[1][4].difference
+    assert [score.difference for score in table[0]] == [None] * 8
+    transfer = table[1][3].difference
     assert isinstance(transfer, Paired) and transfer.verdict == "gain"
 
 

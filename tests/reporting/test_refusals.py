@@ -115,3 +115,82 @@ def test_images_that_cannot_be_matched_are_not_called_the_same(make_result: Make
     three = collect([Run(name=f"{i}", path=Path(f"{i}"), result=r) for i, r in enumerate((base, make_result(), old))])
     assert "on 360 images with equal labels" in three.lead  # one that cannot be matched is enough
     assert "Compared with a on the same 360 images, " in read(base, make_result(0.2)).lead
+
+
+def with_suite(result: Result, name: str, attack: str = "", *, drop: int = 0, draws: int | None = None) -> Result:
+    """Rename the suite, describe its first attack otherwise, or leave attacks out at its end."""
+    axis = result.axis("white_box")
+    stages, whole, noise = list(axis.points[: 4 - drop]), axis.points[4], axis.points[5]
+    stages[0] = replace(stages[0], details={**stages[0].details, "attack": attack or stages[0].details["attack"]})
+    if draws:
+        stages = [replace(p, details={**p.details, "draws_per_gradient": draws}) for p in stages]
+    kept = {**result.outcomes_by_point, f"white_box/{name}": result.outcomes_by_point["white_box/standard"]}
+    points = (*stages, replace(whole, label=name), noise)
+    curve = result.axis("eps_curve")
+    moved = tuple(
+        replace(p, details={**p.details, "attack": f"suite {name}"}) if p.details["attack"] == "suite standard" else p
+        for p in curve.points
+    )
+    changed = {"white_box": replace(axis, headline=name, points=points), "eps_curve": replace(curve, points=moved)}
+    axes = tuple(changed.get(a.name, a) for a in result.axes)
+    return replace(result, axes=axes, outcomes_by_point=kept)
+
+
+def paired(base: Result, run: Result, axis: str) -> Paired | str:
+    first, second = (Run(name=name, path=Path(name), result=r) for name, r in (("a", base), ("b", run)))
+    return pair(first, second, axis, base.point(axis), run.point(axis))
+
+
+@pytest.mark.parametrize("axis", ["white_box", "worst_case", "eps_curve"])
+def test_another_suite_is_refused_in_words(make_result: Make, axis: str) -> None:
+    found = paired(make_result(), with_suite(make_result(), "quick"), axis)
+    assert found == "another suite: quick, the baseline has standard"
+    assert isinstance(paired(make_result(), make_result(), axis), Paired)
+
+
+@pytest.mark.parametrize("axis", ["white_box", "worst_case"])
+def test_suites_of_one_name_and_other_attacks_are_refused(make_result: Make, axis: str) -> None:
+    custom = with_suite(make_result(), "custom")
+    assert isinstance(paired(custom, custom, axis), Paired)
+    assert paired(custom, with_suite(make_result(), "custom", drop=1), axis) == "another suite"
+    assert paired(custom, with_suite(make_result(), "custom", "PGD(steps=3)"), axis) == "another suite"
+    weaker = with_suite(make_result(), "standard", "APGD(steps=3)")  # by another version, say
+    assert paired(make_result(), weaker, axis) == "another suite"
+
+
+def test_each_net_is_attacked_as_it_must_be(make_result: Make) -> None:
+    random = with_suite(make_result(), "standard", "APGD(steps=100, eot=20)", drop=2, draws=20)
+    assert isinstance(paired(make_result(), random, "white_box"), Paired)
+    result = make_result()
+    axis = result.axis("white_box")
+    twin = replace(axis.points[0], label="apgd-ce, twin")
+    axes = tuple(replace(a, points=(*a.points, twin)) if a is axis else a for a in result.axes)
+    assert isinstance(paired(make_result(), replace(result, axes=axes), "white_box"), Paired)
+
+
+def test_a_worst_case_over_other_axes_is_refused(make_result: Make) -> None:
+    result = make_result()
+    axis = result.axis("worst_case")
+    fewer = replace(axis.points[0], details={"axes": "white_box"})
+    axes = tuple(replace(a, points=(fewer, *a.points[1:])) if a is axis else a for a in result.axes)
+    assert paired(result, replace(result, axes=axes), "worst_case") == "other attacks in the worst case"
+
+
+def test_an_ensemble_that_holds_the_net_itself_is_refused(make_result: Make) -> None:
+    base, run = make_result(twin="a"), make_result(0.2, twin="b")
+    both = [with_source(r, f"{OTHER}+{weights_of(run)}") for r in (base, run)]
+    assert compare(*both) == "the source is this net itself"
+
+
+def test_nets_without_their_methods_are_compared_though_each_is_its_own(make_result: Make) -> None:
+    results = []
+    for gain, twin in ((0.0, "a"), (0.2, "b")):
+        result = make_result(gain, twin=twin)
+        axis = result.axis("transfer")
+        removed = replace(axis.points[0], label="methods removed", series="base",
+                          details={**axis.points[0].details, "source_weights": weights_of(result)})  # fmt: skip
+        axes = tuple(replace(a, points=(*a.points, removed)) if a is axis else a for a in result.axes)
+        kept = {**result.outcomes_by_point, "transfer/methods removed": result.outcomes_by_point["transfer/plain-b"]}
+        results.append(replace(result, axes=axes, outcomes_by_point=kept))
+    found = compare(*results, "base")
+    assert isinstance(found, Paired) and found.verified and found.verdict == "gain"

@@ -14,7 +14,8 @@ from hardy.threats import Threat
 
 Make = Callable[..., Result]
 MINUS = "\N{MINUS SIGN}"
-ZERO = "White-box accuracy is near zero. At Linf, eps 8/255, an attacker who knows the net breaks it: it keeps"
+WHO = "an attacker who knows the net (standard suite, worst case)"
+ZERO = f"White-box accuracy is near zero. At Linf, eps 8/255, {WHO} breaks it: it keeps"
 
 
 def say(*runs: Run) -> tuple[str, dict[str, str]]:
@@ -29,40 +30,31 @@ def as_run(name: str, result: Result, seconds: float | None = None, epochs: int 
     return Run(name=name, path=Path(name), result=result, metrics=(row,) * epochs)
 
 
-def with_white_box(result: Result, accuracy: float, outcomes: Callable[[float], object]) -> Result:
-    right = outcomes(accuracy)
-    axis = result.axis("white_box")
-    made = replace(axis.points[0], **{k: getattr(point("pgd", right), k) for k in ("accuracy", "low", "high")})  # type: ignore[arg-type]
-    axes = tuple(replace(a, points=(made, *a.points[1:])) if a is axis else a for a in result.axes)
-    return replace(result, axes=axes, outcomes_by_point={**result.outcomes_by_point, "white_box/pgd": right})  # type: ignore[dict-item]
-
-
 def test_gains_costs_and_nothing_are_told_apart(comparison: list[Path]) -> None:
     lead, rest = say(*read_runs(comparison, None))
     assert lead == (
-        "White-box accuracy is near zero. At Linf, eps 8/255, an attacker who knows the net breaks every one "
+        f"White-box accuracy is near zero. At Linf, eps 8/255, {WHO} breaks every one "
         "of them: the best, plain, keeps 0.3 % [0.0, 1.6]. "
-        "Compared with plain on the same 360 images, lfm gains on noise (+4.2 points) and transfer (+8.1 points); "
-        "defective gains on noise (+5.0 points) and transfer (+18.1 points). dropout_erasing shows no clear gain "
-        "anywhere."
+        "Compared with plain on the same 360 images, lfm gains on noise (+4.2 points), transfer (+8.1 points) and "
+        "queries (+8.1 points); defective gains on noise (+5.0 points), transfer (+18.1 points) and queries (+14.2 "
+        "points). dropout_erasing shows no clear gain anywhere."
     )
     assert rest["Clean accuracy"] == (
         f"It falls for defective ({MINUS}3.9 points); it does not clearly change for lfm and dropout_erasing."
     )
     assert rest["Training time"].startswith("It took 1.04\N{MULTIPLICATION SIGN} (lfm), 1.22\N{MULTIPLICATION SIGN}")
-    assert rest["No clear gain"] == "On white-box and gray-box, for any run."
+    assert rest["No clear gain"] == "On gray-box and the worst case, for any run."
     assert "lfm gains at 1/255 (+8.1 points) and 2/255" in rest["Over eps"]
     assert rest["Gray-box"].endswith("What lfm and defective gained on transfer is not seen here.")
-    assert rest["Control"] == "Random noise as large as the white-box attack leaves 91.9 to 96.1 %."
+    assert rest["Control"] == "One random draw as large as the white-box attack leaves 91.9 to 96.1 %."
 
 
 def test_one_run_claims_no_gain(make_result: Make) -> None:
     lead, rest = say(as_run("plain", make_result()))
     assert lead == (
-        "plain classifies 96.9 % of 360 untouched images as labelled. White-box accuracy is near zero. At Linf, eps "
-        "8/255, an attacker who knows the net breaks it: it keeps 0.3 % [0.0, 1.6]. Otherwise it is weakest on eps "
-        "curve (6.1 %) and strongest on noise (78.9 %). Whether any of this is a gain, only a paired run without the "
-        "method can tell."
+        f"plain classifies 96.9 % of 360 untouched images as labelled. {ZERO} 0.3 % [0.0, 1.6]. Otherwise it is "
+        "weakest on queries (36.9 %) and strongest on noise (78.9 %). Whether any of this is a gain, only a paired run "
+        "without the method can tell."
     )
     assert rest["Gray-box"] == "Attacks made on the same method from another seed leave 45.0 %."
 
@@ -76,9 +68,16 @@ def test_the_same_net_twice_gains_nothing(make_result: Make) -> None:
 
 def test_losses_are_named(make_result: Make) -> None:
     lead, rest = say(as_run("a", make_result()), as_run("b", make_result(-0.2)))
-    assert f"b gains nothing clearly, and loses on noise ({MINUS}10.0 points) and transfer ({MINUS}20.0 points)" in lead
-    assert rest["Losses"].startswith(f"b loses on noise ({MINUS}10.0 points) and transfer ({MINUS}20.0 points)")
+    losses = f"noise ({MINUS}10.0 points), transfer ({MINUS}20.0 points) and queries ({MINUS}20.0 points)"
+    assert f"b gains nothing clearly, and loses on {losses}" in lead
+    assert rest["Losses"].startswith(f"b loses on {losses}")
+    assert rest["Queries (scores)"] == (
+        f"b loses at 300 ({MINUS}20.0 points) and 1,000 ({MINUS}20.0 points). Elsewhere on the curve nothing is clear."
+    )
     assert f"b loses at 1/255 ({MINUS}20.0 points)" in rest["Over eps"]
+
+
+BOTH = ("white_box/standard", "worst_case/worst case")
 
 
 @pytest.mark.parametrize(
@@ -86,13 +85,36 @@ def test_losses_are_named(make_result: Make) -> None:
     [(0.0, f"{ZERO} 0.0 %"),
      (0.08, f"{ZERO} 8"),
      (0.1, "leaves nothing clearly better than guessing (10.0 %): it keeps 10.0 %"),
-     (0.6, "an attacker who knows the net leaves it 60.0 % [54")],
+     (0.6, f"At Linf, eps 8/255, {WHO} leaves it 60.0 % [54.9, 64.9]. Read the checks before you believe it. Other")],
 )  # fmt: skip
 def test_white_box_is_said_plainly(
-    make_result: Make, accuracy: float, says: str, outcomes: Callable[[float], object]
+    make_result: Make, remeasured: Make, accuracy: float, says: str, outcomes: Callable[[float], object]
 ) -> None:
-    lead, _ = say(as_run("a", with_white_box(make_result(checks=()), accuracy, outcomes)))
+    lead, _ = say(as_run("a", remeasured(make_result(checks=()), dict.fromkeys(BOTH, outcomes(accuracy)))))
     assert says in lead
+
+
+def test_the_worst_case_leads_where_it_is_worse_than_the_suite(
+    make_result: Make, remeasured: Make, outcomes: Callable[[float], object]
+) -> None:
+    found = {key: outcomes(accuracy) for key, accuracy in zip(BOTH, (0.6, 0.02), strict=True)}
+    lead, _ = say(as_run("a", remeasured(make_result(checks=()), found)))
+    assert f"Accuracy in the worst case is near zero. At Linf, eps 8/255, {WHO} breaks it: it keeps 1.9 %" in lead
+
+
+@pytest.mark.parametrize(
+    ("label", "name"), [("quick", "quick suite"), ("pgd", "pgd alone"), ("custom", "custom suite")]
+)
+def test_other_suites_are_named_and_to_be_confirmed(
+    make_result: Make, remeasured: Make, outcomes: Callable[[float], object], label: str, name: str
+) -> None:
+    result = remeasured(make_result(checks=()), {BOTH[0]: outcomes(0.6)})
+    axis = result.axis("white_box")
+    points = tuple(replace(p, label=label) if p.label == "standard" else p for p in axis.points)
+    result = replace(result, axes=(result.axes[0], replace(axis, headline=label, points=points)))
+    lead, _ = say(as_run("a", result))
+    assert f"an attacker who knows the net ({name}) leaves it 60.0 %" in lead
+    assert "before you believe it. Confirm it with the standard suite." in lead
 
 
 def test_a_gain_that_survives_the_gray_box_is_said(make_result: Make, outcomes: Callable[[float], object]) -> None:
@@ -154,7 +176,7 @@ def test_gains_along_the_noise_curve_are_told_though_the_headline_is_unclear(mak
 
 def test_other_threats_are_not_called_one(make_result: Make) -> None:
     lead, _ = say(as_run("a", make_result()), as_run("b", make_result(threat=Threat("l2", 0.5))))
-    assert "An attacker who knows the net breaks every one of them" in lead
+    assert f"{WHO[0].upper()}{WHO[1:]} breaks every one of them" in lead
 
 
 @pytest.mark.parametrize(

@@ -107,7 +107,7 @@ def resolve(
         return wish, dict(suite(wish, norm=threat.norm, num_classes=num_classes, eot=draws))
     found: dict[str, AnyAttack | ForeignAttack] = {}
     for attack in map(_named, wish):
-        name = name_of(attack)
+        name = name_of(attack) if name_of(attack) != "noise" else "noise attack"  # beside the control of that name
         times = sum(label.split(" #")[0] == name for label in found)
         found[f"{name} #{times + 1}" if times else name] = attack
     return (next(iter(found)) if len(found) == 1 else "custom"), found

@@ -6,17 +6,20 @@ from pathlib import Path
 import jinja2
 
 from hardy import __version__
+from hardy.reporting.attack_tables import attack_groups, worst_case
 from hardy.reporting.cells import SYMBOLS, cell
 from hardy.reporting.charts import swatch
 from hardy.reporting.compare import DESCRIPTIONS, Paired, Score, Topic, axis_names, scores, topics
 from hardy.reporting.curves import curves, point_tables, training_charts
-from hardy.reporting.data import Cell, CheckLine, Column, Legend, ReportData, RunRow
+from hardy.reporting.data import Cell, CheckLine, Column, Legend, ReportData, RunRow, UnderAttack
 from hardy.reporting.numbers import ABSENT, duration, join, ratio
 from hardy.reporting.pictures import gallery
 from hardy.reporting.runs import Run, read_runs
-from hardy.reporting.sections import check_lines, checks_summary, definitions, per_class, provenance
+from hardy.reporting.sections import attack_checks, check_lines, checks_summary, definitions, per_class, provenance
 from hardy.reporting.statements import TOO_SHORT
-from hardy.reporting.trust import caution, void
+from hardy.reporting.transfer import transfer_matrix
+from hardy.reporting.trust import WORST, caution, void
+from hardy.reporting.versus import versus_rows
 from hardy.reporting.words import seeds_label, verdict
 from hardy.safefile import write_text
 
@@ -60,7 +63,6 @@ def collect(runs: Sequence[Run], *, title: str | None = None) -> ReportData:
     lead, statements = verdict(table)
     axes = definitions(runs)
     anchors = {axis.name: f"#{axis.anchor}" for axis in axes}
-    galleries = [gallery(run, 8 if len(runs) == 1 else 4) for run in runs]
     checks = check_lines(runs)
     return ReportData(
         title=title or _title(runs),
@@ -76,9 +78,10 @@ def collect(runs: Sequence[Run], *, title: str | None = None) -> ReportData:
         fired=tuple(line for line in checks if line.status in ("fail", "warn")),
         checks_summary=checks_summary(runs),
         legends=_legends(runs, "key"),
-        curves=curves(runs),
+        attack=_under_attack(runs),
+        curve_legends=_legends(runs, "curve-key"),
+        curves=curves(runs, attacked=False),
         point_tables=point_tables(runs),
-        galleries=tuple(each for each in galleries if each is not None),
         per_class=per_class(runs),
         training=training_charts(runs),
         training_legends=_legends(runs, "training-key"),
@@ -99,6 +102,22 @@ def render(data: ReportData) -> str:
         lstrip_blocks=True,
     )
     return environment.get_template("report.html.j2").render(page=data) + "\n"
+
+
+def _under_attack(runs: Sequence[Run]) -> UnderAttack | None:
+    """Collect what attackers did; None where nothing was attacked."""
+    galleries = [gallery(run, 8 if len(runs) == 1 else 4) for run in runs]
+    found = UnderAttack(
+        checks=attack_checks(runs),
+        curves=curves(runs, attacked=True),
+        groups=attack_groups(runs),
+        worst=worst_case(runs),
+        versus=versus_rows(runs),
+        transfer=transfer_matrix(runs),
+        galleries=tuple(each for each in galleries if each is not None),
+    )
+    parts = (found.curves, found.groups, found.worst, found.versus, found.transfer, found.galleries)
+    return found if any(parts) else None
 
 
 def _legends(runs: Sequence[Run], name: str) -> tuple[Legend, ...]:
@@ -140,10 +159,14 @@ def _alarm(checks: Sequence[CheckLine]) -> str:
 
 def _condition(table: Sequence[Sequence[Score]], topic: Topic) -> str:
     """Name the condition behind a column, where it is the same for all runs."""
-    labels = {score.point.label for row in table for score in row if score.topic == topic and score.point}
+    points = [score.point for row in table for score in row if score.topic == topic and score.point]
     if topic.gray_box:
         return "same method, other seed"
-    return labels.pop() if len(labels) == 1 else "conditions differ"
+    if len({point.label for point in points}) != 1:
+        return "conditions differ"
+    if topic.axis == WORST:
+        return "of all that was tried"
+    return f"{points[0].label} suite" if "suite" in points[0].details else points[0].label
 
 
 def _row(row: Sequence[Score], run: Run, base: Run, number: int, anchors: dict[str, str]) -> RunRow:

@@ -50,6 +50,7 @@ def line_chart(
     y_label: str,
     ticks: Sequence[tuple[float, str]] = (),
     chance: float | None = None,
+    mark: float | None = None,
     percent: bool = False,
 ) -> Markup:
     """Draw lines over a common axis.
@@ -61,6 +62,7 @@ def line_chart(
         y_label: What y is, with its unit.
         ticks: Positions and texts on the x axis; empty for whole numbers chosen to fit.
         chance: Where guessing would be, in the unit of y.
+        mark: Where on the x axis the threat is.
         percent: y runs from 0 to 100.
     """
     import matplotlib as mpl
@@ -77,6 +79,8 @@ def line_chart(
         _x_axis(axes, ticks)
         if chance is not None:
             _chance(axes, chance)
+        if mark is not None:
+            _threat(axes, mark)
         for line in lines:
             _draw(axes, line)
         return _svg(figure, name)
@@ -115,6 +119,14 @@ def _chance(axes: "Axes", level: float) -> None:
     axes.annotate(
         "chance", (1, level), xycoords=("axes fraction", "data"), xytext=(0, 3), textcoords="offset points",
         ha="right", va="bottom", color=MUTED, fontsize=9,
+    )  # fmt: skip
+
+
+def _threat(axes: "Axes", level: float) -> None:
+    axes.axvline(level, color=MUTED, linewidth=1, linestyle=(0, (2, 3)), zorder=1)
+    axes.annotate(
+        "threat", (level, 1), xycoords=("data", "axes fraction"), xytext=(4, -1), textcoords="offset points",
+        ha="left", va="top", color=MUTED, fontsize=9,
     )  # fmt: skip
 
 

@@ -5,12 +5,12 @@ from dataclasses import dataclass, replace
 from typing import Literal
 
 import numpy as np
-from scipy import special
 
 from hardy.reporting.refusals import GRAY_BOX, outcomes, refusal, sources_known
 from hardy.reporting.runs import Run
+from hardy.reporting.trust import WORST
 from hardy.results import Axis, Point, Result
-from hardy.stats import paired_bootstrap
+from hardy.stats import paired_bootstrap, sign_test
 
 __all__ = [
     "DESCRIPTIONS",
@@ -92,7 +92,7 @@ class Score:
 
 def axis_title(name: str) -> str:
     """Write the name of an axis in words."""
-    return "white-box" if name == "white_box" else name.replace("_", " ")
+    return {"white_box": "white-box", "query": "queries"}.get(name, name.replace("_", " "))
 
 
 def find_axis(result: Result, name: str) -> Axis | None:
@@ -110,7 +110,7 @@ def topics(runs: Sequence[Run]) -> list[Topic]:
     found = []
     for name in axis_names(runs):
         axes = [axis for run in runs if (axis := find_axis(run.result, name))]
-        if name == "eps_curve" and all(map(_says_white_box_again, runs)):
+        if name in ("eps_curve", "minimal_norm") and all(_says_it_again(run, name) for run in runs):
             continue
         headline = {point.series for axis in axes for point in axis.points if point.label == axis.headline}
         if not headline or headline - set(GRAY_BOX):
@@ -120,13 +120,14 @@ def topics(runs: Sequence[Run]) -> list[Topic]:
     return found
 
 
-def _says_white_box_again(run: Run) -> bool:
-    """Say whether the headline of the eps curve is the number of white-box, or there is no curve."""
-    curve, attacked = find_axis(run.result, "eps_curve"), find_axis(run.result, "white_box")
-    if curve is None or attacked is None:
-        return curve is None
-    heads = [next((p for p in axis.points if p.label == axis.headline), None) for axis in (curve, attacked)]
-    return heads[0] is not None and heads[1] is not None and heads[0].accuracy == heads[1].accuracy
+def _says_it_again(run: Run, name: str) -> bool:
+    """Say whether the headline of this axis is in the worst case or is the number of white-box, or is not there."""
+    axis = find_axis(run.result, name)
+    if axis is None or find_axis(run.result, WORST) is not None:
+        return True
+    attacked = find_axis(run.result, "white_box")
+    heads = [next((p for p in a.points if p.label == a.headline), None) for a in (axis, attacked) if a]
+    return len(heads) == 2 and heads[0] is not None and heads[1] is not None and heads[0].accuracy == heads[1].accuracy
 
 
 def scores(runs: Sequence[Run], columns: Sequence[Topic]) -> list[list[Score]]:
@@ -172,14 +173,12 @@ def pair(base: Run, run: Run, axis: str, before: Point | None, after: Point) -> 
     if a is None or b is None:
         return "outcomes per image were not kept"
     mean, low, high = paired_bootstrap(a, b)
-    won, lost = int(np.sum(a & ~b)), int(np.sum(b & ~a))
-    # a percentile interval of four differing images that agree excludes 0; an exact test does not
-    p = min(1.0, 2 * float(special.bdtr(min(won, lost), won + lost, 0.5)))
+    p = sign_test(a, b)
     made = Paired(
         mean=mean,
         low=low,
         high=high,
-        differing=won + lost,
+        differing=int(np.sum(a != b)),
         p=p,
         verdict="description" if axis in DESCRIPTIONS else "unclear",
         verified=sources_known(base.result, run.result, before, after),

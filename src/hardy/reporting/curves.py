@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 
+from hardy.reporting.attack_tables import stages
 from hardy.reporting.cells import cell
 from hardy.reporting.charts import Line, line_chart
 from hardy.reporting.compare import Difference, axis_names, axis_title, find_axis, holm, pair, partner
@@ -9,32 +10,47 @@ from hardy.reporting.data import Cell, Chart, Curve, PointRow, PointTable, Table
 from hardy.reporting.numbers import join, level, percent
 from hardy.reporting.refusals import GRAY_BOX
 from hardy.reporting.runs import Run
-from hardy.reporting.trust import caution, subject, void
+from hardy.reporting.trust import WORST, caution, subject, void
 from hardy.results import Axis, Point
 
-__all__ = ["curves", "detail", "point_tables", "training_charts"]
+__all__ = ["ATTACKED", "curves", "detail", "point_tables", "training_charts"]
 
+ATTACKED = ("white_box", "eps_curve", "minimal_norm", "transfer", "query", "worst_case")  # axes with an adversary
+SEES = {"scores": "This attacker sees the scores of all classes.", "labels only": "This attacker sees the class only."}
+MEDIANS = {
+    "minimal_norm": ("median_distance", "Smallest change found, median over the images right before"),
+    "query": ("median_queries", "Queries that broke an image, median over the images right before"),
+}
 NOT_A_LOSS = {"epoch", "step", "lr", "seconds"}
 
 
-def curves(runs: Sequence[Run]) -> tuple[Curve, ...]:
-    """Draw every series that was measured at two strengths or more, all runs in one chart."""
+def curves(runs: Sequence[Run], *, attacked: bool) -> tuple[Curve, ...]:
+    """Draw every series that was measured at two strengths or more, all runs in one chart.
+
+    Args:
+        runs: What to draw, the baseline first.
+        attacked: The axes with an adversary, or else all the others.
+    """
+    every = ((name, series) for name in axis_names(runs) for series in _curved(runs, name))
     return tuple(
         _curve(runs, name, series, number)
-        for number, (name, series) in enumerate((n, s) for n in axis_names(runs) for s in _curved(runs, n))
+        for number, (name, series) in enumerate(every)
+        if (name in ATTACKED) == attacked
     )
 
 
 def point_tables(runs: Sequence[Run]) -> tuple[PointTable, ...]:
-    """List the conditions of every axis that has several and is no curve."""
+    """List the conditions of every axis that has several and is neither a curve nor a table of attacks."""
     tables = []
     for name in axis_names(runs):
+        if name == WORST:
+            continue
         drawn = _curved(runs, name)
-        several = len({point.series for run in runs for point in _points(run, name)}) > 1
+        several = bool({point.series for run in runs for point in _points(run, name)} - set(drawn))
         found = [
             (run, axis, point)
             for run in runs
-            if (axis := find_axis(run.result, name)) is not None and len(axis.points) > 1
+            if (axis := find_axis(run.result, name)) is not None and len(axis.points) > 1 and not stages(axis)
             for point in axis.points
             if several or point.series not in drawn or point.level is None
         ]
@@ -101,17 +117,41 @@ def _curve(runs: Sequence[Run], name: str, series: str, number: int) -> Curve:
     title = f"{axis_title(name)}: {series}" if several else axis_title(name)
     svg = line_chart(
         lines, name=f"curve-{number}", x_label=level_name, y_label="accuracy (%)", ticks=ticks, percent=True,
-        chance=100 / classes.pop() if len(classes) == 1 else None,
+        chance=100 / classes.pop() if len(classes) == 1 else None, mark=_threat(runs, name),
     )  # fmt: skip
     drawn = [run.name for run, found in zip(runs, points, strict=True) if found]
     alt = f"Accuracy over {level_name} for {join(drawn)}, with 95 % intervals. The numbers stand in the table below."
     return Curve(
         chart=Chart(title=title, svg=svg, alt=alt),
-        question=" ".join([_question(runs, name), *_voids(runs, name)]),
+        question=" ".join([_question(runs, name), *([SEES[series]] if series in SEES else []), *_voids(runs, name)]),
         level_name=level_name,
         names=tuple(run.name for run in runs),
         rows=_level_rows(runs, name, points, ticks),
+        notes=_medians(runs, name, points),
     )
+
+
+def _threat(runs: Sequence[Run], name: str) -> float | None:
+    """Give the budget of the threat, to be marked on a curve over budgets, where all runs have the same."""
+    threats = {run.result.threat for run in runs if find_axis(run.result, name)}
+    return threats.pop().eps if name in ("eps_curve", "minimal_norm") and len(threats) == 1 else None
+
+
+def _medians(runs: Sequence[Run], name: str, points: list[dict[float, Point]]) -> tuple[str, ...]:
+    """Say what half of the images take, for the searches that tell."""
+    if name not in MEDIANS:
+        return ()
+    key, what = MEDIANS[name]
+    found = []
+    for run, series in zip(runs, points, strict=True):
+        facts = {k: v for point in series.values() for k, v in point.details.items()}
+        value = facts.get(key)
+        if isinstance(value, int | float) and not isinstance(value, bool):
+            text = f"{value:,.0f}" if name == "query" else level(value, "eps")
+            found.append(f"{run.name} {text}" if len(runs) > 1 else text)
+        elif series:
+            found.append(f"{run.name} not reached" if len(runs) > 1 else "not reached")
+    return (f"{what}: {', '.join(found)}.",) if found else ()
 
 
 def _by_level(axis: Axis | None, series: str) -> dict[float, Point]:

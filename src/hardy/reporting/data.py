@@ -6,6 +6,8 @@ from typing import Literal
 from markupsafe import Markup
 
 __all__ = [
+    "AttackGroup",
+    "AttackRow",
     "Cell",
     "Chart",
     "CheckLine",
@@ -18,6 +20,8 @@ __all__ = [
     "Gallery",
     "Heat",
     "Legend",
+    "Matrix",
+    "MatrixRow",
     "PerClass",
     "PointRow",
     "PointTable",
@@ -26,6 +30,8 @@ __all__ = [
     "RunRow",
     "Statement",
     "TableRow",
+    "UnderAttack",
+    "VersusRow",
 ]
 
 
@@ -130,13 +136,14 @@ class TableRow:
 
 @dataclass(frozen=True, kw_only=True)
 class Curve:
-    """A chart over the strength of something, and its numbers."""
+    """A chart over the strength of something, its numbers, and what they come to in a sentence each."""
 
     chart: Chart
     question: str
     level_name: str
     names: tuple[str, ...]
     rows: tuple[TableRow, ...]
+    notes: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -171,6 +178,7 @@ class Example:
     before: str
     after: str
     fooled: bool
+    budget: str
     alt: str
 
 
@@ -186,10 +194,89 @@ class Gallery:
 
 @dataclass(frozen=True, kw_only=True)
 class Heat:
-    """A share and how strongly its cell is tinted, 0 to 10."""
+    """A share and how strongly its cell is tinted, 0 to 10; no text where nothing was measured.
+
+    ``mark`` stands beside the number, ``notes`` below it; a number that is ``void`` is no evidence.
+    """
 
     text: str
     tint: int
+    interval: str = ""
+    mark: str = ""
+    notes: tuple[str, ...] = ()
+    void: bool = False
+
+
+@dataclass(frozen=True, kw_only=True)
+class AttackRow:
+    """What one attack of a suite did; ``kind`` tells attacks from the plain images, the whole suite and controls."""
+
+    name: str
+    settings: str
+    attacked: str
+    broke: str
+    left: Heat
+    forward: str
+    backward: str
+    kind: Literal["plain", "attack", "whole", "control"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class AttackGroup:
+    """The attacks on one run, in order."""
+
+    run: str
+    note: str
+    rows: tuple[AttackRow, ...]
+
+
+@dataclass(frozen=True, kw_only=True)
+class MatrixRow:
+    """A row of a matrix; ``total`` where it sums up the others."""
+
+    head: str
+    sub: str
+    cells: tuple[Heat, ...]
+    total: bool = False
+
+
+@dataclass(frozen=True, kw_only=True)
+class Matrix:
+    """A heat map as a table: ``corner`` names its rows, each head and its sub a column."""
+
+    title: str
+    corner: str
+    heads: tuple[tuple[str, str], ...]
+    rows: tuple[MatrixRow, ...]
+    question: str
+    notes: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True, kw_only=True)
+class VersusRow:
+    """A run against its own base on one axis; no difference where a check voids the comparison, as ``note`` says."""
+
+    run: str
+    base: str
+    where: str
+    own: str
+    base_own: str
+    difference: Difference | None
+    p: str
+    note: str
+
+
+@dataclass(frozen=True, kw_only=True)
+class UnderAttack:
+    """What attackers did: the parts that were measured."""
+
+    checks: str
+    curves: tuple[Curve, ...]
+    groups: tuple[AttackGroup, ...]
+    worst: Matrix | None
+    versus: tuple[VersusRow, ...]
+    transfer: Matrix | None
+    galleries: tuple[Gallery, ...]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -251,9 +338,10 @@ class ReportData:
     fired: tuple[CheckLine, ...]
     checks_summary: tuple[str, ...]
     legends: tuple[Legend, ...]
+    attack: UnderAttack | None
+    curve_legends: tuple[Legend, ...]
     curves: tuple[Curve, ...]
     point_tables: tuple[PointTable, ...]
-    galleries: tuple[Gallery, ...]
     per_class: PerClass | None
     training: tuple[Chart, ...]
     training_legends: tuple[Legend, ...]

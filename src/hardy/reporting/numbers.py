@@ -7,12 +7,14 @@ from hardy.threats import Threat
 __all__ = [
     "ABSENT",
     "TIMES",
+    "count",
     "duration",
     "gap",
     "gap_interval",
     "interval",
     "join",
     "level",
+    "p_value",
     "percent",
     "ratio",
     "share",
@@ -86,6 +88,8 @@ def level(value: float | None, name: str) -> str:
     """Write a strength; budgets that are whole gray levels as ``8/255``."""
     if value is None:
         return ""
+    if value >= 1000 and value == round(value):
+        return f"{value:,.0f}"
     gray, short = value * 255, f"{value:.3g}"
     if "eps" in name and 0.5 < gray < 255 and math.isclose(gray, round(gray), rel_tol=1e-4) and float(short) != value:
         return f"{round(gray)}/255"
@@ -106,3 +110,23 @@ def join(items: list[str] | tuple[str, ...]) -> str:
         'a, b and c'
     """
     return " and ".join([", ".join(items[:-1]), items[-1]]) if len(items) > 1 else "".join(items)
+
+
+def count(value: object) -> str:
+    """Write a number of things; nothing where it is none.
+
+    Example:
+        >>> count(14400), count(None)
+        ('14,400', '')
+    """
+    return f"{value:,}" if isinstance(value, int) and not isinstance(value, bool) else ""
+
+
+def p_value(p: float) -> str:
+    """Write a p-value.
+
+    Example:
+        >>> p_value(0.0316), p_value(0.00001), p_value(1.0)
+        ('p = 0.032', 'p < 0.001', 'p = 1')
+    """
+    return "p < 0.001" if p < 0.001 else f"p = {p:.2g}"

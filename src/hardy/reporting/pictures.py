@@ -8,7 +8,7 @@ import numpy as np
 import numpy.typing as npt
 
 from hardy.reporting.data import Example, Gallery
-from hardy.reporting.numbers import TIMES
+from hardy.reporting.numbers import TIMES, level
 from hardy.reporting.runs import Run
 
 __all__ = ["gallery"]
@@ -28,16 +28,21 @@ def gallery(run: Run, limit: int) -> Gallery | None:
     delta = x_adv - x
     largest = float(np.abs(delta).max())
     factor = max(1, round(0.5 / largest)) if largest > 0 else 1
-    labels = {name: _labels(run, arrays[name], count) for name in NAMES[2:]}
-    examples = [
-        _example((x[i], x_adv[i], 0.5 + factor * delta[i]), *(labels[name][i] for name in NAMES[2:]))
-        for i in range(count)
-    ]
+    texts = [*(_labels(run, arrays[name], count) for name in NAMES[2:]), _budgets(run, count)]
+    examples = [_example((x[i], x_adv[i], 0.5 + factor * delta[i]), *(told[i] for told in texts)) for i in range(count)]
     note = f"Change amplified {factor}{TIMES}, mid-gray is no change." if largest > 0 else "The attack changed nothing."
     return Gallery(run=run.name, note=note, pixelated=max(x.shape[2:]) <= 64, examples=tuple(examples))
 
 
-def _example(images: tuple[npt.NDArray[Any], ...], truth: str, before: str, after: str) -> Example:
+def _budgets(run: Run, count: int) -> list[str]:
+    """Say at which budget the images were broken; empty where none broke them, or it was not kept."""
+    kept = run.result.arrays.get("examples/eps")
+    if kept is None or kept.ndim != 1 or len(kept) < count or kept.dtype.kind != "f":
+        return [""] * count
+    return [f"eps {level(float(eps), 'eps')}" if 0 < eps < np.inf else "" for eps in kept[:count]]
+
+
+def _example(images: tuple[npt.NDArray[Any], ...], truth: str, before: str, after: str, budget: str) -> Example:
     clean, attacked, change = map(_uri, images)
     return Example(
         clean=clean,
@@ -47,6 +52,7 @@ def _example(images: tuple[npt.NDArray[Any], ...], truth: str, before: str, afte
         before=before,
         after=after,
         fooled=after != truth,
+        budget=budget,
         alt=f"label {truth}: classified {before} when clean, {after} when attacked",
     )
 

@@ -6,20 +6,35 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from hardy.reporting.attack_tables import stages
 from hardy.reporting.compare import Topic, axis_names, axis_title, find_axis
 from hardy.reporting.curves import detail
 from hardy.reporting.data import CheckLine, ClassRow, Definition, Heat, PerClass, Provenance
 from hardy.reporting.numbers import ABSENT, duration, interval, join, percent, threat
 from hardy.reporting.runs import Run
-from hardy.reporting.trust import failed
+from hardy.reporting.trust import REMOVED, failed, speaks_of_attacks
+from hardy.results import Axis, Check
 from hardy.stats import wilson
 
-__all__ = ["check_lines", "checks_summary", "definitions", "per_class", "provenance"]
+__all__ = ["attack_checks", "check_lines", "checks_summary", "definitions", "per_class", "provenance"]
 
 ORDER = ("fail", "warn", "not_run", "pass")
 SYMBOLS = {"fail": "\N{BALLOT X}", "warn": "!", "not_run": "\N{EN DASH}", "pass": "\N{CHECK MARK}"}
 WORDS = {"fail": "failed", "warn": "warning", "not_run": "not run", "pass": "passed"}
 MOST_CLASSES = 40
+MEANING = {
+    "white_box": "The attacks of the suite run one after the other, each on the images that the ones before left; "
+    "right is what all of them failed to break.",
+    "eps_curve": "An image broken at a smaller eps counts as broken at every larger one. At the eps of the threat the "
+    "suite of white-box counts, elsewhere one attack: an upper bound.",
+    "minimal_norm": "Attacks without a budget look for the nearest adversarial image; every distance is an upper bound "
+    "of the true one, so the accuracies are upper bounds too.",
+    "transfer": "The images are made on the source alone; the attacker asks the attacked net nothing. "
+    f"'{REMOVED}' is the net itself without what works at test time.",
+    "query": "A query is every point whose output the search looked at; right is what it had not broken after so many.",
+    "worst_case": "Joined image by image from all axes with an adversary, at most at the eps of the threat; nothing is "
+    "attacked anew. It is an upper bound like its parts, and the lowest one.",
+}
 
 
 def check_lines(runs: Sequence[Run]) -> tuple[CheckLine, ...]:
@@ -60,6 +75,32 @@ def checks_summary(runs: Sequence[Run]) -> tuple[str, ...]:
     if without:
         lines.append(f"Without any check: {join(without)}.")
     return tuple(lines)
+
+
+def attack_checks(runs: Sequence[Run]) -> str:
+    """Count what the checks of the attacks found; what failed or warned is named with its run."""
+    found = [(check, run) for run in runs for check in run.result.checks if speaks_of_attacks(check.code)]
+    if not found:
+        return "No check looked into these attacks."
+    counts = {status: sum(check.status == status for check, _ in found) for status in ORDER}
+    parts = [f"{counts['pass']} passed"]
+    for status, word in (("fail", "failed"), ("warn", "warned")):
+        if counts[status]:
+            parts.append(f"{counts[status]} {word} ({_whose(runs, [c for c in found if c[0].status == status])})")
+    parts += [f"{counts['not_run']} {'was' if counts['not_run'] == 1 else 'were'} not run"] if counts["not_run"] else []
+    return f"Of {len(found)} checks of these attacks, {join(parts)}."
+
+
+def _whose(runs: Sequence[Run], found: Sequence[tuple[Check, Run]]) -> str:
+    """Name checks, each with its runs where there are several."""
+    codes: dict[str, list[str]] = {}
+    for check, run in found:
+        codes.setdefault(check.code, []).append(run.name)
+    if len(runs) == 1:
+        return join(list(codes))
+    return "; ".join(
+        f"{code} of {'all runs' if len(names) == len(runs) else join(names)}" for code, names in codes.items()
+    )
 
 
 def per_class(runs: Sequence[Run]) -> PerClass | None:
@@ -138,13 +179,14 @@ def definitions(runs: Sequence[Run]) -> tuple[Definition, ...]:
             for axis in axes
             for point in axis.points
         }
-        conditions = f"Conditions: {', '.join(shown)}. Headline: {axes[0].headline}."
+        conditions = f"Conditions: {'; '.join(shown)}. Headline: {axes[0].headline}."
         passes: dict[str, int] = {}
         for point in axes[0].points:
             for kind, count in point.passes.items():
                 passes[kind] = passes.get(kind, 0) + count
         budget = [f"{kind} {count:,}" for kind, count in passes.items()]
-        done = [conditions, *_settings([p for axis in axes for p in axis.points])]
+        done = [MEANING[name]] if name in MEANING else []
+        done += [conditions, *_attacks(axes), *_settings([p for axis in axes for p in axis.points])]
         done += [f"Passes spent on {runs[0].name}: {', '.join(budget)}."] if budget else []
         found.append(
             Definition(
@@ -152,6 +194,12 @@ def definitions(runs: Sequence[Run]) -> tuple[Definition, ...]:
             )
         )
     return tuple(found)
+
+
+def _attacks(axes: Sequence[Axis]) -> list[str]:
+    """Write the attacks of a suite with all their settings."""
+    found = dict.fromkeys(f"{p.label}: {p.details.get('attack')}" for axis in axes for p in stages(axis))
+    return [f"Attacks: {'; '.join(found)}."] if found else []
 
 
 def _settings(points: Sequence[Any]) -> list[str]:

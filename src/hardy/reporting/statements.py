@@ -2,11 +2,12 @@
 
 from collections.abc import Sequence
 
-from hardy.reporting.claims import claims, is_merit, phrase, points, repeats_white_box
+from hardy.reporting.claims import claims, is_merit, phrase, points, repeats, subject_of, verdict
 from hardy.reporting.compare import Paired, Score, axis_title, find_axis, holm, pair, partner
 from hardy.reporting.data import Statement
 from hardy.reporting.numbers import gap, join, level, percent, ratio, share
-from hardy.reporting.trust import caution, failed, is_control, subject, void
+from hardy.reporting.trust import WORST, caution, failed, is_control, void
+from hardy.reporting.versus import against_base
 
 __all__ = ["TOO_SHORT", "statements"]
 
@@ -24,11 +25,12 @@ def statements(table: Table) -> tuple[Statement, ...]:
         table: Scores of every run, the baseline first.
     """
     if len(table) == 1:
-        made = [_control(table), _gray_box(table)]
+        made = [against_base([table[0][0].run]), _control(table), _gray_box(table)]
     else:
+        curve = "eps_curve" if any(find_axis(row[0].run.result, "eps_curve") for row in table) else "minimal_norm"
         made = [
-            *(_losses(table), _clean(table), _time(table), _along(table, "eps_curve", "eps")),
-            *(_along(table, "noise", "sigma"), _gray_box(table)),
+            *(_losses(table), _clean(table), _time(table), _worst(table), against_base([row[0].run for row in table])),
+            *(_along(table, curve, "eps"), *_queries(table), _along(table, "noise", "sigma"), _gray_box(table)),
             *(_nothing(table), _control(table), _unpaired(table)),
         ]
     return tuple(statement for statement in made if statement)
@@ -71,8 +73,27 @@ def _time(table: Table) -> Statement | None:
     return Statement(label="Training time", text=text) if times else None
 
 
-def _along(table: Table, name: str, unit: str) -> Statement | None:
-    """Say at which levels of a curve a run is clearly better or worse than the baseline."""
+def _worst(table: Table) -> Statement | None:
+    """Say which gains against the suite are gone once everything that was tried counts."""
+    gone = []
+    for row in table[1:]:
+        found = {score.topic.axis: score for score in row if not score.topic.gray_box}
+        suite, worst = found.get("white_box"), found.get(WORST)
+        if suite and worst and verdict(suite) == "gain" and verdict(worst) in ("unclear", "loss"):
+            gone.append(row[0].run.name)
+    return (
+        Statement(label="Worst case", text=f"What {join(gone)} gained on white-box is not seen here.") if gone else None
+    )
+
+
+def _queries(table: Table) -> list[Statement | None]:
+    axes = [axis for row in table if (axis := find_axis(row[0].run.result, "query"))]
+    seen = dict.fromkeys(point.series for axis in axes for point in axis.points)
+    return [_along(table, "query", "number of queries", series) for series in seen]
+
+
+def _along(table: Table, name: str, unit: str, series: str | None = None) -> Statement | None:
+    """Say at which levels of a curve, or of one series of it, a run is clearly better or worse than the baseline."""
     base = table[0][0].run
     base_axis = find_axis(base.result, name)
     found = [
@@ -80,6 +101,7 @@ def _along(table: Table, name: str, unit: str) -> Statement | None:
         for row in table[1:]
         if (axis := find_axis(row[0].run.result, name))
         for point in axis.points
+        if point.level != 0 and (series is None or point.series == series)  # nothing was done at level 0
     ]
     made = holm([pair(base, run, axis.name, partner(base_axis, point), point) for run, axis, point in found])
     clear: dict[str, dict[str, list[str]]] = {}
@@ -93,19 +115,15 @@ def _along(table: Table, name: str, unit: str) -> Statement | None:
     for who, words in clear.items():
         told = join([f"{word} at {join(words[word])}" for word in ("gains", "loses") if word in words])
         parts.append(f"{who} {told}{f', but {warnings[who]}' if warnings[who] else ''}")
-    attacked = any(
-        isinstance(difference, Paired) and subject(axis.name, point) == axis.name
-        for (_, axis, point), difference in zip(found, made, strict=True)
-    )
     voids = {run.name: void(run.result, axis.name) for run, axis, _ in found}
-    return _over(parts, voids, unit) if attacked else None
+    return _over(parts, voids, unit, series) if any(isinstance(d, Paired) for d in made) else None
 
 
-def _over(parts: list[str], voids: dict[str, str], unit: str) -> Statement:
+def _over(parts: list[str], voids: dict[str, str], unit: str, series: str | None) -> Statement:
     nothing = f"No clear difference at any {unit}."
     text = f"{'; '.join(parts)}. Elsewhere on the curve nothing is clear." if parts else nothing
     text += "".join(f" {name} is {why}." for name, why in voids.items() if why)
-    return Statement(label=f"Over {unit}", text=text)
+    return Statement(label=f"Queries ({series})" if series else f"Over {unit}", text=text)
 
 
 def _gray_box(table: Table) -> Statement | None:
@@ -136,27 +154,29 @@ def _nothing(table: Table) -> Statement | None:
     for i, topic in enumerate(score.topic for score in table[0]):
         column = [row[i] for row in table[1:]]
         rows = [(row, row[i]) for row in table[1:] if isinstance(row[i].difference, Paired)]
-        if not is_merit(topic) or not rows or all(repeats_white_box(row, score) for row, score in rows):
+        if not is_merit(topic) or not rows or all(repeats(row, score) for row, score in rows):
             continue
         if all(isinstance(s.difference, Paired) and s.difference.verdict != "gain" for _, s in rows):
             labels = {score.point.label for _, score in rows if score.point and score.point.level is not None}
             at = f" at {labels.pop()}" if len(labels) == 1 and topic.axis in CURVES else ""
-            dead.append(topic.title + at)
+            dead.append(subject_of(topic) + at)
             gaps |= len(rows) < len(column)
     which = "any run that can be compared" if gaps else "any run"
     return Statement(label="No clear gain", text=f"On {join(dead)}, for {which}.") if dead else None
 
 
 def _control(table: Table) -> Statement | None:
-    """Say what random noise of the same size does, where it was measured."""
+    """Say what random noise of the size of the attack does, where it was measured."""
     runs = [row[0].run for row in table if not failed(row[0].run.result, "clean")]
     axes = [axis for run in runs if (axis := find_axis(run.result, "white_box"))]
-    controls = [p.accuracy for axis in axes for p in axis.points if p.label != axis.headline and is_control(p)]
+    controls = [p for axis in axes for p in axis.points if p.label != axis.headline and is_control(p)]
     if not controls:
         return None
-    low, high = min(controls), max(controls)
+    low, high = min(p.accuracy for p in controls), max(p.accuracy for p in controls)
+    once = all(p.details.get("draws") == 1 for p in controls)
+    noise = "One random draw" if once else "Random noise"
     span = share(low) if percent(low) == percent(high) else f"{percent(low)} to {share(high)}"
-    return Statement(label="Control", text=f"Random noise as large as the white-box attack leaves {span}.")
+    return Statement(label="Control", text=f"{noise} as large as the white-box attack leaves {span}.")
 
 
 def _unpaired(table: Table) -> Statement | None:

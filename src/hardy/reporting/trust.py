@@ -1,20 +1,53 @@
-"""Which numbers a check speaks of: a failed check voids them, a warning is named beside them."""
+"""Which numbers a check speaks of: a failed check voids them, a warning is named beside them.
+
+Three kinds of checks speak of attacks, and what they say differs.
+
+- The attack does not work on this net: gradients vanish or lead nowhere, more budget or a huge one does not help, a
+  planted example is not found. Nothing else was found either, so every number that rests on such attacks is void, and
+  the worst case with them: the other axes are weaker attackers, they do not stand in for one that works.
+- The attack was beaten: noise, one step, queries, another net or a smaller budget broke what it left. Its own numbers
+  are void. The worst case is not, since it contains what beat the attack, and stands as an upper bound. But nobody ran
+  an attack that works, so it is not compared: next to a net whose gradients are sound, masked gradients look like gain.
+- Every other check speaks of all axes: a guard that failed, or a check that is not known here.
+"""
 
 from hardy.reporting.numbers import join
 from hardy.results import Point, Result, Status
 
-__all__ = ["caution", "failed", "is_control", "named", "subject", "void", "warned"]
+__all__ = [
+    "BEATEN",
+    "GRADIENT",
+    "REMOVED",
+    "SCOPE",
+    "WORST",
+    "bounded",
+    "caution",
+    "failed",
+    "is_control",
+    "named",
+    "speaks_of_attacks",
+    "subject",
+    "void",
+    "warned",
+]
 
-GRADIENT = ("white_box", "eps_curve")  # axes whose attacks follow the gradient of the net itself
-SCOPE = {
-    "zero_gradient": GRADIENT,
-    "monotone_eps": GRADIENT,
-    "chance_level": GRADIENT,
-    "noise_beats_gradients": GRADIENT,
-    "transfer_beats_white_box": GRADIENT,
-    "more_budget": GRADIENT,
-    "source_is_model": ("transfer",),
-}  # every other check, a guard or one not known yet, speaks of all axes
+GRADIENT = ("white_box", "eps_curve", "minimal_norm")  # axes whose attacks follow the gradient of the net itself
+WORST = "worst_case"
+RESTS = (*GRADIENT, WORST)
+REMOVED = "methods removed"  # the net itself without what works at test time: its weights, another function
+BLIND = (
+    *("gradient_slope", "border_gradient", "zero_gradient", "chance_level", "no_progress", "frozen_randomness"),
+    *("more_budget", "larger_eps", "huge_eps", "self_test"),
+)
+BEATEN = (
+    *("monotone_eps", "noise_beats_gradients", "single_step_beats_many", "black_box_beats_white_box"),
+    "transfer_beats_white_box",
+)
+SCOPE: dict[str, tuple[str, ...]] = {
+    **dict.fromkeys(BLIND, RESTS),
+    **dict.fromkeys(BEATEN, GRADIENT),
+    "source_is_model": ("transfer",),  # white-box once more; the worst case loses nothing by it
+}
 
 
 def is_control(point: Point) -> bool:
@@ -23,8 +56,16 @@ def is_control(point: Point) -> bool:
 
 
 def subject(axis: str, point: Point) -> str:
-    """Name the axis whose checks speak of a point; what follows no gradient is measured as plain images are."""
-    return "clean" if axis in GRADIENT and (is_control(point) or point.level == 0) else axis
+    """Name the axis whose checks speak of a point.
+
+    What follows no gradient, or is attacked with nothing, is measured as plain images are; a part of the worst case is
+    what its own axis found.
+    """
+    if axis == WORST and point.series == "one axis":
+        return point.label
+    if axis in GRADIENT and (is_control(point) or point.level == 0):
+        return "clean"
+    return "clean" if axis == "query" and point.level == 0 else axis
 
 
 def failed(result: Result, axis: str) -> tuple[str, ...]:
@@ -32,9 +73,19 @@ def failed(result: Result, axis: str) -> tuple[str, ...]:
     return _codes(result, axis, "fail")
 
 
+def bounded(result: Result, axis: str) -> tuple[str, ...]:
+    """Name the failed checks that leave the worst case an upper bound, shown but not compared; empty on other axes."""
+    if axis != WORST:
+        return ()
+    return tuple(dict.fromkeys(c.code for c in result.checks if c.status == "fail" and c.code in BEATEN))
+
+
 def warned(result: Result, axis: str) -> tuple[str, ...]:
     """Name the checks that ask to read the numbers of an axis with care."""
-    return _codes(result, axis, "warn")
+    found = _codes(result, axis, "warn")
+    if axis == WORST:  # an attack that was beaten now and then leaves doubts about the rest
+        found += tuple(c.code for c in result.checks if c.status == "warn" and c.code in BEATEN)
+    return tuple(dict.fromkeys(found))
 
 
 def named(codes: tuple[str, ...]) -> str:
@@ -54,6 +105,11 @@ def caution(base: Result, run: Result, axis: str) -> str:
     others = tuple(code for code in before if code not in own)
     parts = [f"{named(own)} warned"] if own else []
     return join([*parts, f"{named(others)} of the baseline warned"] if others else parts)
+
+
+def speaks_of_attacks(code: str) -> bool:
+    """Say whether a check looks into attacks, rather than into the net and the images."""
+    return code in SCOPE
 
 
 def _codes(result: Result, axis: str, status: Status) -> tuple[str, ...]:

@@ -2,20 +2,23 @@
 
 from collections.abc import Sequence
 
-from hardy.reporting.claims import claims, is_merit, phrase
-from hardy.reporting.compare import DESCRIPTIONS, Paired, Score
+from hardy.reporting.claims import claims, is_merit, phrase, subject_of
+from hardy.reporting.compare import DESCRIPTIONS, Paired, Score, Topic
 from hardy.reporting.data import Statement
 from hardy.reporting.numbers import interval, join, share, threat
 from hardy.reporting.refusals import same_images
 from hardy.reporting.runs import Run
 from hardy.reporting.statements import statements
-from hardy.reporting.trust import failed, named, warned
+from hardy.reporting.trust import WORST, bounded, failed, named, warned
+from hardy.reporting.versus import answer
 from hardy.results import Point
 
 __all__ = ["seeds_label", "verdict"]
 
 NEAR_ZERO = 0.05  # an accuracy that no one would call robust
-NOTHING_LEFT = "White-box accuracy is near zero."
+NOTHING_LEFT = ("White-box accuracy is near zero.", "Accuracy in the worst case is near zero.")
+SUITES = ("standard", "quick", "full", "custom")
+STRONG = ("standard", "full")  # suites after which no other attack is owed
 FEW_CLASSES = 0.1  # chance above which worse than guessing is not near zero
 
 
@@ -62,14 +65,14 @@ def _alone(row: Sequence[Score]) -> str:
         (s.point.accuracy, s.topic.title)
         for s in row
         if s.point
-        and s.topic.axis not in ("clean", "white_box", *DESCRIPTIONS)
+        and s.topic.axis not in ("clean", "white_box", WORST, *DESCRIPTIONS)
         and not failed(run.result, s.topic.axis)
     ]
     span = ""
     if len(rest) > 1:
         (low, weakest), (high, strongest) = min(rest), max(rest)
         span = f"Otherwise it is weakest on {weakest} ({share(low)}) and strongest on {strongest} ({share(high)})."
-    close = "Whether any of this is a gain, only a paired run without the method can tell."
+    close = answer(run) or "Whether any of this is a gain, only a paired run without the method can tell."
     return _sentences(text, _void(row), _white_box([row]), span, close)
 
 
@@ -109,7 +112,7 @@ def _void(row: Sequence[Score]) -> str:
     for score in row:
         codes = failed(run.result, score.topic.axis)
         if codes and score.point and (score.topic.axis != "eps_curve" or codes not in shown):
-            shown.setdefault(codes, []).append(f"{share(score.point.accuracy)} on {score.topic.title}")
+            shown.setdefault(codes, []).append(f"{share(score.point.accuracy)} on {subject_of(score.topic)}")
     return _sentences(
         *(
             f"{run.name} shows {join(found)}, but its {named(codes)} failed: no evidence."
@@ -120,32 +123,73 @@ def _void(row: Sequence[Score]) -> str:
 
 def _white_box(table: Sequence[Sequence[Score]]) -> str:
     """Say plainly what is left against an attacker who knows the net, as far as the checks let the numbers speak."""
-    measured = [s for row in table for s in row if s.topic.axis == "white_box" and not s.topic.gray_box and s.point]
+    axis, measured = _hardest(table)
     if not measured:
         return "What is left against an attacker who knows the net was not measured."
-    found = [(s.point, s.run) for s in measured if s.point and not failed(s.run.result, "white_box")]
+    found = [(p, r) for p, r in measured if not failed(r.result, axis) and not bounded(r.result, axis)]
     if not found:
-        return "What is left against an attacker who knows the net is not known."
+        return f"What is left against an attacker who knows the net is not known{_at_most(axis, measured)}."
     best, run = max(found, key=lambda pair: pair[0].accuracy)
     threats = {threat(r.result.threat) for _, r in found}
-    against = (
-        f"At {threats.pop()}, an attacker who knows the net" if len(threats) == 1 else "An attacker who knows the net"
-    )
+    suite = _suite([r for _, r in found], axis)
+    who = f"an attacker who knows the net{f' ({suite})' if suite else ''}"
+    against = f"At {threats.pop()}, {who}" if len(threats) == 1 else who[0].upper() + who[1:]
     chance = 1 / max(r.result.num_classes for _, r in found)
     figure = f"{share(best.accuracy)} {interval(best.low, best.high)}"
     others = "all the others" if len(found) < len(measured) else "every one of them"
     whom = others if len(found) > 1 else run.name if len(measured) > 1 else "it"
     kept = f"the best, {run.name}, keeps {figure}" if len(found) > 1 else f"it keeps {figure}"
-    if best.accuracy < max(NEAR_ZERO, min(chance, FEW_CLASSES)):
-        return f"{NOTHING_LEFT} {against} breaks {whom}: {kept}."
+    near_zero = max(NEAR_ZERO, min(chance, FEW_CLASSES))
+    if best.accuracy < near_zero:
+        suites = [p for _, r in found if (p := _headline(r, "white_box"))]
+        return f"{NOTHING_LEFT[max(p.accuracy for p in suites) >= near_zero]} {against} breaks {whom}: {kept}."
     if best.low <= chance:
         return f"{against} leaves nothing clearly better than guessing ({share(chance)}): {kept}."
     least = f", the best, {figure}, and {_worst(found)}"
     text = f"{against} leaves {run.name}{least}." if len(found) > 1 else f"{against} leaves {whom} {figure}."
-    codes = warned(run.result, "white_box")
-    own = f" of {run.name}" if len(table) > 1 else ""
+    return f"{text} {_care(run, axis, alone=len(table) == 1)}"
+
+
+def _hardest(table: Sequence[Sequence[Score]]) -> tuple[str, list[tuple[Point, Run]]]:
+    """Give the axis that says what is left, and its number for every run that was attacked by who knows it.
+
+    The worst case, where every such run has one; else white-box.
+    """
+    runs = [row[0].run for row in table if row and _headline(row[0].run, "white_box")]
+    axis = WORST if runs and all(_headline(run, WORST) for run in runs) else "white_box"
+    return axis, [(point, run) for run in runs if (point := _headline(run, axis))]
+
+
+def _headline(run: Run, axis: str) -> Point | None:
+    return Topic(axis=axis, title="").select(run.result)
+
+
+def _at_most(axis: str, measured: Sequence[tuple[Point, Run]]) -> str:
+    """Bound what is left of a single run by its worst case, unless a guard failed."""
+    point, run = measured[0]
+    if axis != WORST or len(measured) > 1 or failed(run.result, "clean"):
+        return ""
+    return f", at most {share(point.accuracy)} (the worst case of all that was tried)"
+
+
+def _suite(runs: Sequence[Run], axis: str) -> str:
+    """Name the attacks behind a number; empty where the runs differ."""
+    labels = {point.label for run in runs if (point := _headline(run, "white_box"))}
+    parts = [_suite_name(labels.pop())] if len(labels) == 1 else []
+    return ", ".join([*parts, *(["worst case"] if axis == WORST else [])])
+
+
+def _suite_name(label: str) -> str:
+    return f"{label} suite" if label in SUITES else f"{label} alone"
+
+
+def _care(run: Run, axis: str, *, alone: bool) -> str:
+    """Say how to read what is left."""
+    codes = warned(run.result, axis)
+    own = "" if alone else f" of {run.name}"
     care = f"But {named(codes)}{own} warned: read it with care." if codes else "Read the checks before you believe it."
-    return f"{text} {care}"
+    attacked = _headline(run, "white_box")
+    return care if attacked and attacked.label in STRONG else f"{care} Confirm it with the standard suite."
 
 
 def _worst(found: Sequence[tuple[Point, Run]]) -> str:
