@@ -396,3 +396,25 @@ def test_robustness_that_rests_on_an_unknown_draw_is_seen(x: Tensor) -> None:
     found = check(result, "frozen_randomness")
     assert check(result, "deterministic").status == "warn" and result.accuracy("white_box") == 1
     assert found.status == "warn" and found.evidence.startswith("with its draw known, 32 of 32 images fall")
+
+
+def test_an_attack_that_forgets_what_it_found_is_seen_and_made_good(net: nn.Module, x: Tensor, y: Tensor) -> None:
+    def forgetful(model: nn.Module, x: Tensor, y: Tensor) -> Tensor:
+        found = attack(model, x, y, PGD(steps=10), threat=THREAT).x_adv
+        model(found)
+        return x
+
+    def honest(model: nn.Module, x: Tensor, y: Tensor) -> Tensor:
+        return attack(model, x, y, PGD(steps=10), threat=THREAT).x_adv
+
+    lost, kept = (
+        evaluate(net, x, y, threat=THREAT, axes=["white_box"], suite=[mine], budget=QUICK)
+        for mine in (forgetful, honest)
+    )
+    assert torch.equal(lost.outcomes("white_box"), kept.outcomes("white_box"))
+    broke = lost.point("white_box").details["broke"]
+    assert isinstance(broke, int) and broke > 20
+    assert (
+        check(lost, "silent_success").evidence == f"forgetful passed {broke} adversarial images without returning them"
+    )
+    assert check(lost, "silent_success").status == "warn" and check(kept, "silent_success").status == "pass"

@@ -38,6 +38,8 @@ class AttackResult:
         backward_passes: The same per image.
         gradients: How many gradients the search looked at, per image.
         zero_gradients: How many of these had no value of at least 1e-12.
+        silent: Where an attack from elsewhere passed an adversarial image and returned another that was none; the one
+            it passed is in ``x_adv``. Never with Hardy's own attacks.
         attack: Name of the attack.
         threat: The threat.
     """
@@ -51,6 +53,7 @@ class AttackResult:
     backward_passes: Int[Tensor, "n"]
     gradients: Int[Tensor, "n"]
     zero_gradients: Int[Tensor, "n"]
+    silent: Bool[Tensor, "n"]
     attack: str
     threat: Threat
 
@@ -98,6 +101,7 @@ def run(
             image=todo,
         )
         x_adv, success, margin = x.clone(), goal.reached(clean), goal.margin(clean)
+        silent = torch.zeros_like(success)
         if len(todo) == 0:
             pass
         elif isinstance(attack, Attack):
@@ -107,9 +111,8 @@ def run(
             engine.run()
             x_adv[todo], success[todo], margin[todo] = engine.x_adv, engine.success, engine.margin
         else:
-            x_adv[todo], success[todo], margin[todo] = _foreign(
-                attack, problem, nets, judge=judge, clean=clean, threat=threat
-            )
+            found = _foreign(attack, problem, nets, judge=judge, clean=clean, threat=threat)
+            x_adv[todo], success[todo], margin[todo], silent[todo] = found
     forward, backward = judge.forward + search.forward, judge.backward + search.backward
     return AttackResult(
         x_adv=x_adv,
@@ -121,6 +124,7 @@ def run(
         backward_passes=backward,
         gradients=search.gradients,
         zero_gradients=search.zero_gradients,
+        silent=silent,
         attack=name_of(attack),
         threat=threat,
     )
@@ -145,17 +149,22 @@ def _aims(attack: AnyAttack | ForeignAttack, clean: Tensor, goal: Goal) -> Tenso
 
 def _foreign(
     attack: ForeignAttack, problem: Problem, nets: Sequence[nn.Module], *, judge: Passes, clean: Tensor, threat: Threat
-) -> tuple[Tensor, Tensor, Tensor]:
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     if len(nets) != 1:
         raise ParameterError(
             f"{name_of(attack)}: a foreign attack takes one source; got {len(nets)}. Average them inside it."
         )
     goal = Goal(problem.y, problem.targets[:, 0], problem.must_hit)
-    x_adv = run_foreign(attack, nets[0], problem.x, goal.target, batch_size=judge.size)
+    x_adv, passed = run_foreign(attack, nets[0], problem.x, goal, threat=problem.threat, batch_size=judge.size)
     verdict = verify(judge, x_adv, x=problem.x, goal=goal, threat=problem.threat, image=problem.image)
     warn_outside(int((~verdict.inside).sum()), len(x_adv), name=name_of(attack), threat=threat)
+    silent = passed.found & ~verdict.success
+    if nets[0] is judge.models[0] and silent.any():
+        x_adv = torch.where(silent[:, None, None, None], passed.x, x_adv)
+        verdict = verify(judge, x_adv, x=problem.x, goal=goal, threat=problem.threat, image=problem.image)
     return (
         torch.where(verdict.inside[:, None, None, None], x_adv, problem.x),
         verdict.success,
         torch.where(verdict.inside, verdict.margin, goal.margin(clean[problem.image])),
+        silent & verdict.success,
     )

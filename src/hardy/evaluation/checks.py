@@ -125,8 +125,7 @@ def no_progress(context: Context, seen: Seen) -> Check:
     """Look for images on which the attacks got nowhere: the margin hardly fell.
 
     One of the indicators of Pintor et al., "Indicators of attack failure", NeurIPS 2022,
-    https://arxiv.org/abs/2106.09947. That an attack passes an adversarial point and returns another ("silent success")
-    cannot happen here: the engine takes the first.
+    https://arxiv.org/abs/2106.09947.
     """
     code = "no_progress"
     if "white_box" not in seen:
@@ -141,6 +140,21 @@ def no_progress(context: Context, seen: Seen) -> Check:
     )
     remedy = "A working attack at least lowers the margin: look at the gradients, the loss and the step size."
     return verdict(code, compare(stuck), evidence, remedy)
+
+
+def silent_success(context: Context, seen: Seen) -> Check:
+    """Look for attacks from elsewhere that pass an adversarial image and return another (Pintor et al. 2022)."""
+    code = "silent_success"
+    if "white_box" not in seen:
+        return lacks(code, "white_box")
+    quiet = {stage.label: stage.silent for stage in suite_run(context).stages if stage.silent}
+    if not quiet:
+        return verdict(code, "pass", "every attack returned the adversarial images that it came across")
+    evidence = ", ".join(f"{label} passed {n} adversarial images without returning them" for label, n in quiet.items())
+    remedy = (
+        "They count as broken here. Let the attack keep its best point: used elsewhere it is weaker than it could be."
+    )
+    return verdict(code, "warn", evidence, remedy)
 
 
 def transfer_beats_white_box(context: Context, seen: Seen) -> Check:
@@ -232,6 +246,7 @@ DERIVED: dict[str, Callable[[Context, Seen], Check]] = {
     "single_step_beats_many": single_step_beats_many,
     "black_box_beats_white_box": black_box_beats_white_box,
     "no_progress": no_progress,
+    "silent_success": silent_success,
     "transfer_beats_white_box": transfer_beats_white_box,
     "source_is_model": source_is_model,
     "frozen_randomness": frozen_randomness,

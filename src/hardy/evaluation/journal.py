@@ -23,7 +23,7 @@ __all__ = ["Journal", "joined"]
 
 ROWS = (  # fields of an AttackResult with one row per image
     *("x_adv", "success", "margin", "clean_correct"),
-    *("forward_passes", "backward_passes", "gradients", "zero_gradients"),
+    *("forward_passes", "backward_passes", "gradients", "zero_gradients", "silent"),
 )
 
 

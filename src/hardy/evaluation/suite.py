@@ -44,6 +44,7 @@ class Stage:
         passes: Forward and backward passes of the stage, over all images.
         gradients: How many gradients it took.
         zero_gradients: How many of them vanished.
+        silent: How many images it broke without returning what broke them.
     """
 
     label: str
@@ -53,6 +54,7 @@ class Stage:
     passes: dict[str, int]
     gradients: int
     zero_gradients: int
+    silent: int
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -154,7 +156,7 @@ def _run(context: Context) -> SuiteRun:
     for label, attack, source in _plan(context):
         index = standing.nonzero()[:, 0]
         passes: dict[str, int] = {}
-        taken = lost = 0
+        taken = lost = silent = 0
         if len(index):
             stop: Stop = "first_success" if context.draws == 1 else "never"  # a lucky draw must not end the search
             found = context.attack(attack, index=index, source=source, stop=stop, standing=len(index))
@@ -165,7 +167,8 @@ def _run(context: Context) -> SuiteRun:
             zeros[index] += found.zero_gradients
             broken_by[index[broken]] = len(stages)
             standing[index[broken]] = False
-            passes, taken, lost = found.passes, int(found.gradients.sum()), int(found.zero_gradients.sum())
+            passes, silent = found.passes, int(found.silent.sum())
+            taken, lost = int(found.gradients.sum()), int(found.zero_gradients.sum())
         made = Stage(
             label=label,
             attack=repr(attack) if isinstance(attack, Attack) else name_of(attack),
@@ -174,6 +177,7 @@ def _run(context: Context) -> SuiteRun:
             passes=passes,
             gradients=taken,
             zero_gradients=lost,
+            silent=silent,
         )
         stages.append(made)
     return SuiteRun(

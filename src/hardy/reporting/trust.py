@@ -46,6 +46,7 @@ BEATEN = (
 SCOPE: dict[str, tuple[str, ...]] = {
     **dict.fromkeys(BLIND, RESTS),
     **dict.fromkeys(BEATEN, GRADIENT),
+    "silent_success": ("white_box",),  # a warning: what was passed over is counted
     "source_is_model": ("transfer",),  # white-box once more; the worst case loses nothing by it
 }
 
