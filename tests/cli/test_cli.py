@@ -300,6 +300,7 @@ def test_the_lists_list_and_the_card_has_its_facts() -> None:
     shown = hardy("methods", "defective_conv").stdout
     assert all(text in shown for text in ("patent", "preset 'resnet50'", "measured:", card["measured"][0][:60]))
     assert {"pgd", "fgsm"} <= {row["name"] for row in json.loads(hardy("attacks", "--json").stdout)}
+    assert "AutoAttack-standard" in hardy("attacks").stdout
     assert "cifar_resnet20" in hardy("models").stdout.split()
     assert all(
         name.startswith("timm:resnet1") for name in json.loads(hardy("models", "timm:resnet1*", "--json").stdout)

@@ -10,7 +10,8 @@ from torch import Tensor, nn
 from hardy.attacks import PGD
 from hardy.attacks.norms import norm_of
 from hardy.evaluation import eps_curve
-from hardy.evaluation.context import Budget, Context, Measured
+from hardy.evaluation.budget import Budget
+from hardy.evaluation.context import Context, Measured
 from hardy.evaluation.eps_curve import FRACTIONS, bottom, largest_eps
 from hardy.evaluation.minimal_norm import measure
 from hardy.threats import Norm, Threat

@@ -11,7 +11,8 @@ from torch import Tensor, nn
 from hardy.attacks import Goal, HopSkipJump, Square
 from hardy.attacks.norms import norm_of
 from hardy.attacks.state import AnyAttack, Ball
-from hardy.evaluation.context import Budget, Context, Measured
+from hardy.evaluation.budget import Budget
+from hardy.evaluation.context import Context, Measured
 from hardy.evaluation.query import measure
 from hardy.seeding import fold, keys, root
 from hardy.threats import Threat

@@ -13,7 +13,8 @@ from hardy.attacks import APGD, FAB, MIFGSM, PGD, attack
 from hardy.attacks.state import AnyAttack
 from hardy.errors import ParameterError
 from hardy.evaluation.adaptive import without_methods
-from hardy.evaluation.context import Budget, Context, Measured, NotMeasured, Source
+from hardy.evaluation.budget import Budget
+from hardy.evaluation.context import Context, Measured, NotMeasured, Source
 from hardy.evaluation.fingerprint import weights_digest
 from hardy.evaluation.transfer import measure
 from hardy.methods import DefectiveConv, LocalFeatureMasking

@@ -9,7 +9,7 @@ __all__ = ["command"]
 
 @guarded
 def command(json: Json = False) -> None:
-    """List the attacks and their defaults.
+    """List the attacks and their defaults, and the suites made of them.
 
     Examples:
 
@@ -17,7 +17,7 @@ def command(json: Json = False) -> None:
 
         hardy attacks --json
     """
-    from hardy.attacks import ATTACKS, CARDS
+    from hardy.attacks import ATTACKS, CARDS, SUITES
 
     rows = [
         {**dataclasses.asdict(card), "norms": list(ATTACKS[name]().norms), "defaults": repr(ATTACKS[name]())}
@@ -32,3 +32,7 @@ def command(json: Json = False) -> None:
     for row in rows:
         table.add_row(row["name"], row["summary"], " ".join(row["norms"]), row["paper"])
     answer().print(table)
+    suites = Table("suite", "attacks", title="hardy evaluate --suite", title_justify="left")
+    for name, summary in SUITES.items():
+        suites.add_row(name, summary)
+    answer().print(suites)

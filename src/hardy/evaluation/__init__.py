@@ -1,7 +1,8 @@
 """Honest evaluation: one file per axis of robustness, and the checks that distrust it."""
 
+from hardy.evaluation.budget import Budget
 from hardy.evaluation.checks import DERIVED, FULL
-from hardy.evaluation.context import AxisProgress, Budget, Context, Measured, NotMeasured, Source
+from hardy.evaluation.context import AxisProgress, Context, Measured, NotMeasured, Source
 from hardy.evaluation.run import AXES, evaluate
 
 __all__ = [

@@ -16,8 +16,9 @@ from hardy.environment import environment
 from hardy.errors import ParameterError, did_you_mean
 from hardy.evaluation import clean, eps_curve, minimal_norm, noise, query, texture, transfer, white_box, worst_case
 from hardy.evaluation.adaptive import twin_of
+from hardy.evaluation.budget import Budget
 from hardy.evaluation.checks import DERIVED, FULL
-from hardy.evaluation.context import AxisProgress, Budget, Context, Measured, NotMeasured
+from hardy.evaluation.context import AxisProgress, Context, Measured, NotMeasured
 from hardy.evaluation.fingerprint import images_digest
 from hardy.evaluation.guards import guards
 from hardy.evaluation.inputs import Batches, Nets, device_of, identities, images, sources_of

@@ -18,7 +18,8 @@ from hardy.attacks import ATTACKS
 from hardy.attacks.goal import predicted
 from hardy.attacks.state import AnyAttack
 from hardy.evaluation.adaptive import without_methods
-from hardy.evaluation.context import Budget, Context, Measured, NotMeasured, Source, record
+from hardy.evaluation.budget import Budget
+from hardy.evaluation.context import Context, Measured, NotMeasured, Source, record
 from hardy.evaluation.fingerprint import weights_digest
 from hardy.evaluation.suite import confirmed
 from hardy.results import Axis, Point
