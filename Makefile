@@ -33,6 +33,9 @@ setup: $(VENV)/.dev
 demo: $(VENV)/.runtime
 	$(BIN)/hardy demo
 
+# one thread: the tensors of the tests are small, and threads that wait for each other make a busy machine crawl
+test slow: export OMP_NUM_THREADS ?= 1
+
 test: $(VENV)/.dev
 	$(BIN)/python -m pytest $(MARKERS)
 
