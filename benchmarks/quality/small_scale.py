@@ -30,6 +30,7 @@ from scipy import stats
 
 import hardy
 from hardy import io
+from hardy.attacks import PGD
 from hardy.data import load_data
 from hardy.evaluation import Budget
 from hardy.methods import METHODS
@@ -37,11 +38,12 @@ from hardy.results import Result
 from hardy.threats import parse_budget
 from hardy.training import DataRecipe, ModelRecipe, Recipe, RunFolder, TrainRecipe, train
 
+AXES = ("clean", "noise", "white_box", "eps_curve", "transfer", "texture")
 ARMS: dict[str, tuple[dict[str, Any], ...]] = {"plain": (), **{name: ({"name": name},) for name in METHODS}}
 
 
 def budget(eps: float) -> Budget:
-    return Budget(restarts=1, sigmas=(0.02, 0.04, 0.08, 0.12), grids=(2, 4), transfer_eps=(eps / 2, 2 * eps))
+    return Budget(sigmas=(0.02, 0.04, 0.08, 0.12), grids=(2, 4), transfer_eps=(eps / 2, 2 * eps))
 
 
 def recipe(arm: str, seed: int, args: argparse.Namespace) -> Recipe:
@@ -87,6 +89,8 @@ def measure(arm: str, seed: int, args: argparse.Namespace) -> Result:
         images.images().to(args.device),
         images.y.to(args.device),
         threat=hardy.Threat("linf", args.eps),
+        axes=AXES,
+        suite=[PGD(steps=20)],
         sources=[("plain, own seed", net_of("plain", args.seeds, args))],
         siblings=[("same method, next seed", net_of(arm, (seed + 1) % args.seeds, args))],
         rows=images.index.to(args.device),
