@@ -25,7 +25,7 @@ IMAGES = 64  # that a check may attack
 ENOUGH = 10  # images from which "none of them broke" says something
 HELPS = 0.1  # share of robust images that twice the budget must break
 PLANTED, FEWEST = 16, 5  # images of the self-test, and how many of them must take a planted example
-EASY = 0.1  # share of planted examples that random search may find
+EASY = 0.5  # share of planted examples that random search may find
 
 
 def lacks(code: str, axes: str) -> Check:
