@@ -220,6 +220,8 @@ def test_a_stopped_evaluation_goes_on_only_when_told_to(
     assert stopped.exit_code == 130 and "go on with --resume" in stopped.stderr and len(list(kept.iterdir())) >= 2
     again = hardy(*asked)
     assert again.exit_code == 2 and "an evaluation was stopped here" in again.stderr and kept.exists()
+    other = hardy(*asked, "--resume", "--suite", "pgd")
+    assert other.exit_code == 2 and "had another suite" in other.stderr and kept.exists()
     assert hardy(*asked, "--resume").exit_code == 0 and not kept.exists()
     whole = Result.read(tmp_path / "r.json")
     assert hardy(*asked, "--overwrite").exit_code == 0
@@ -256,6 +258,10 @@ def test_the_verdict_against_the_base_is_printed(runs: Path, tmp_path: Path) -> 
     [
         (["evaluate", "cifar_resnet8", "--data", "digits", "--suite", "standrd"], "did you mean 'standard'?"),
         (["evaluate", "cifar_resnet8", "--data", "digits", "--suite", "pgd,cw"], "cw is defined for l2; got 'linf'"),
+        (
+            ["evaluate", "cifar_resnet8", "--data", "digits", "--suite", "quick,pgd"],
+            "quick is a suite and stands alone",
+        ),
         (["train", "none.toml", "--out", "x"], "none.toml: cannot read"),
         (["evaluate", "net.py:make"], "--data: must be given"),
         (["evaluate", "cifar_resnet8", "--data", "digits"], "a net without trained weights"),

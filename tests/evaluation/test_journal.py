@@ -67,7 +67,7 @@ def test_a_stopped_evaluation_ends_as_if_it_had_not_been(
     for name, outcomes in want.outcomes_by_point.items():
         assert np.array_equal(outcomes, got.outcomes_by_point[name]), name
     assert [a.points for a in got.axes] == [a.points for a in want.axes]
-    assert again.asked < whole.asked * (1.1 - 0.5 * share)  # what was finished is not done again
+    assert again.asked < whole.asked * (1.2 - 0.5 * share)  # what was finished is not done again
 
 
 def test_nothing_is_recalled_for_another_question(net: nn.Module, x: Tensor, y: Tensor, tmp_path: Path) -> None:
@@ -77,7 +77,7 @@ def test_nothing_is_recalled_for_another_question(net: nn.Module, x: Tensor, y: 
         return counted.asked
 
     first = asked()
-    assert asked() < first / 4
+    assert asked() < first / 3
     other = copy.deepcopy(net)
     with torch.no_grad():
         next(other.parameters()).mul_(0.9)

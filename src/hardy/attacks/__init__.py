@@ -123,6 +123,7 @@ def attack(
     batch_size: int = 128,
     sources: Sequence[nn.Module] | None = None,
     stop: Stop | None = None,
+    skip_wrong: bool = True,
     on_progress: Callable[[Progress], None] | None = None,
 ) -> AttackResult:
     """Search for images inside the threat that the model gets wrong.
@@ -149,6 +150,8 @@ def attack(
             the end, unless ``stop="first_success"``, which tries every point that fools the sources on the model.
         stop: Overrides the attack's own rule; "never" spends the whole budget and gives the final point, the default
             with ``sources``.
+        skip_wrong: Leave images alone that the model already gets wrong. False for nets that answer at random, where
+            one wrong answer says little: all are attacked, and success is what the last answer says.
         on_progress: Called as the search goes on.
 
     Returns:
@@ -177,5 +180,6 @@ def attack(
         batch_size=batch_size,
         sources=sources,
         stop=stop,
+        skip_wrong=skip_wrong,
         on_progress=on_progress,
     )

@@ -219,7 +219,10 @@ class Engine(Generic[S]):
     def _report(self) -> None:
         if self.on_progress is not None:
             total = self.problem.targets.numel()
-            left = len(self._queue) + self._count()
+            n, waiting = len(self.success), self._queue
+            if self.stop == "first_success":
+                waiting = waiting[~self.success[waiting % n]]
+            left = len(waiting) + self._count()
             self.on_progress(Progress(self.attack.name, total - left, total, int(self.success.sum())))
 
 

@@ -14,13 +14,13 @@ from jaxtyping import Float
 from torch import Tensor, nn
 from torch.nn.utils.fusion import fuse_conv_bn_eval
 
-from hardy.errors import HardyError
 from hardy.tracing import trace
 
 __all__ = ["folded"]
 
 log = logging.getLogger(__name__)
-CLOSE = 1e-4  # relative to the largest logit: rounding stays well below, a net that must not be folded well above
+CLOSE = 1e-4  # relative to a logit: rounding stays well below, a net that must not be folded well above
+TURNED = 0.05  # relative change of the gradient: more than a ReLU turned by rounding makes
 OPAQUE = (torch.jit.ScriptModule, nn.DataParallel, nn.parallel.DistributedDataParallel)
 
 
@@ -38,26 +38,35 @@ def folded(model: nn.Module, x: Float[Tensor, "n c h w"], logits: Float[Tensor, 
     if x.device.type != "cpu" or isinstance(model, OPAQUE) or hasattr(model, "_orig_mod") or _watched(model):
         return None
     try:
-        twin = copy.deepcopy(model)
-        names = {module: name for name, module in twin.named_modules()}
-        with torch.no_grad():
-            for conv, norm in _pairs(twin, x):
-                twin.set_submodule(names[conv], fuse_conv_bn_eval(conv, norm))
-                twin.set_submodule(names[norm], nn.Identity().eval())
-            twin.requires_grad_(False)
-            twin.to(memory_format=torch.channels_last)
-            found = twin(x)
-    except (
-        HardyError,
-        RuntimeError,
-        TypeError,
-        ValueError,
-        AttributeError,
-    ) as error:  # a net that cannot be copied stays as it is
+        twin = _fold(copy.deepcopy(model), x)
+        found, gradient = _answer(twin, x)
+        _, wanted = _answer(model, x)
+    except Exception as error:  # noqa: BLE001  (whatever it is that the net does: it stays as it is)
         log.debug("%s: not folded (%s)", type(model).__name__, error)
         return None
-    off = (found - logits).abs().max()
-    return twin if bool(off <= CLOSE * logits.abs().max().clamp(min=1)) else None  # False for NaN too
+    close = torch.allclose(found, logits, rtol=CLOSE, atol=CLOSE * float(logits.abs().median()))  # False for NaN
+    off = float((gradient - wanted).norm())
+    return twin if close and off <= TURNED * float(wanted.norm()) else None
+
+
+def _fold(twin: nn.Module, x: Float[Tensor, "n c h w"]) -> nn.Module:
+    names = {module: name for name, module in twin.named_modules()}
+    with torch.no_grad():
+        for conv, norm in _pairs(twin, x):
+            twin.set_submodule(names[conv], fuse_conv_bn_eval(conv, norm))
+            twin.set_submodule(names[norm], nn.Identity().eval())
+    twin.requires_grad_(False)
+    return twin.to(memory_format=torch.channels_last)
+
+
+def _answer(net: nn.Module, x: Float[Tensor, "n c h w"]) -> tuple[Float[Tensor, "n k"], Float[Tensor, "n c h w"]]:
+    """Give logits, and the gradient of a sum of them; 0 where there is none."""
+    with torch.enable_grad():
+        leaf = x.clone().requires_grad_()
+        z: Tensor = net(leaf)
+        total = (z * torch.arange(1, 1 + z.shape[1], device=z.device)).sum()
+        found = torch.autograd.grad(total, leaf, allow_unused=True)[0] if total.requires_grad else None
+    return z.detach(), torch.zeros_like(leaf) if found is None else found
 
 
 def _pairs(net: nn.Module, x: Float[Tensor, "n c h w"]) -> list[tuple[nn.Conv2d, nn.BatchNorm2d]]:
@@ -65,7 +74,8 @@ def _pairs(net: nn.Module, x: Float[Tensor, "n c h w"]) -> list[tuple[nn.Conv2d,
     found = trace(net, x)
     uses = Counter(parent for node in found.nodes for parent in node.parents)
     often = Counter(call.module for call in found.calls)
-    single = [call for call in found.calls if often[call.module] == 1 and not _hooks(call.module)]
+    named = Counter(module for _, module in net.named_modules(remove_duplicate=False))
+    single = [c for c in found.calls if often[c.module] == named[c.module] == 1 and not _hooks(c.module)]
     made = {call.out: call.module for call in single if type(call.module) is nn.Conv2d}
     return [
         (conv, call.module)

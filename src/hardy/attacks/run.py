@@ -71,6 +71,7 @@ def run(
     batch_size: int,
     sources: Sequence[nn.Module] | None,
     stop: Stop | None,
+    skip_wrong: bool,
     on_progress: Callable[[Progress], None] | None,
 ) -> AttackResult:
     """Attack; arguments as for :func:`hardy.attacks.attack`, which resolves names and has the defaults."""
@@ -88,7 +89,7 @@ def run(
     with sealed_rng(x.device, seed):
         clean = judge.logits(x, everything, fixed=True)
         goal = _goal(clean, y, targets)
-        todo = (~goal.reached(clean)).nonzero()[:, 0]
+        todo = (~goal.reached(clean)).nonzero()[:, 0] if skip_wrong else everything
         problem = Problem(
             x=x[todo],
             y=y[todo],
@@ -111,7 +112,7 @@ def run(
             engine.run()
             x_adv[todo], success[todo], margin[todo] = engine.x_adv, engine.success, engine.margin
         else:
-            found = _foreign(attack, problem, nets, judge=judge, clean=clean, threat=threat)
+            found = _foreign(attack, problem, nets, judge=judge, clean=clean, threat=threat, watch=skip_wrong)
             x_adv[todo], success[todo], margin[todo], silent[todo] = found
     forward, backward = judge.forward + search.forward, judge.backward + search.backward
     return AttackResult(
@@ -148,7 +149,14 @@ def _aims(attack: AnyAttack | ForeignAttack, clean: Tensor, goal: Goal) -> Tenso
 
 
 def _foreign(
-    attack: ForeignAttack, problem: Problem, nets: Sequence[nn.Module], *, judge: Passes, clean: Tensor, threat: Threat
+    attack: ForeignAttack,
+    problem: Problem,
+    nets: Sequence[nn.Module],
+    *,
+    judge: Passes,
+    clean: Tensor,
+    threat: Threat,
+    watch: bool,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     if len(nets) != 1:
         raise ParameterError(
@@ -158,7 +166,7 @@ def _foreign(
     x_adv, passed = run_foreign(attack, nets[0], problem.x, goal, threat=problem.threat, batch_size=judge.size)
     verdict = verify(judge, x_adv, x=problem.x, goal=goal, threat=problem.threat, image=problem.image)
     warn_outside(int((~verdict.inside).sum()), len(x_adv), name=name_of(attack), threat=threat)
-    silent = passed.found & ~verdict.success
+    silent = passed.found & ~verdict.success & watch
     if nets[0] is judge.models[0] and silent.any():
         x_adv = torch.where(silent[:, None, None, None], passed.x, x_adv)
         verdict = verify(judge, x_adv, x=problem.x, goal=goal, threat=problem.threat, image=problem.image)

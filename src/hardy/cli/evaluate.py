@@ -82,7 +82,8 @@ def command(
         str, typer.Option("--checks", help="derived, or full: more attacks on what survived.")
     ] = "derived",
     fail_under: Annotated[
-        list[str] | None, typer.Option("--fail-under", help="AXIS=SHARE: exit 1 if the accuracy is below; repeatable.")
+        list[str] | None,
+        typer.Option("--fail-under", help="AXIS=SHARE: exit 1 if the accuracy is below, or void; repeatable."),
     ] = None,
     robustbench: Annotated[
         Path | None, typer.Option("--robustbench", help="Write a record (JSON) with the fields of RobustBench.")
@@ -96,7 +97,11 @@ def command(
     ] = False,
     save_adversarial: Annotated[
         Path | None,
-        typer.Option("--save-adversarial", help="Save what white_box found (.npz: x_adv y broken_by margin)."),
+        typer.Option(
+            "--save-adversarial",
+            help="Save what white_box found (.npz: x_adv, y, margin, attacks, broken_by: number of the attack, or "
+            "-1 robust, -2 wrong before).",
+        ),
     ] = None,
     out: Out = None,
     json: Json = False,
@@ -135,7 +140,7 @@ def command(
         data,
         recipe,
         split=split,
-        limit=limit or (wish.limit if wish else None),
+        limit=limit if limit is not None else (wish.limit if wish else None),
         size=size,
         seed=seed or 0,
         model=model,
@@ -150,8 +155,11 @@ def command(
     data_name = f"{images.name} {images.split}"
     if not overwrite:
         _keep_more(path, target.name, data_name, len(images), chosen_threat, asked)
+    question = {"model": model, "data": data_name, "images": len(images), "threat": str(chosen_threat)}
+    question |= {"axes": list(asked), "suite": str(attacks), "checks": checks, "seed": seed or 0}
+    question |= {"--source": source, "--sibling": sibling, "--base": base, "--twin": twin}
     with (
-        _kept(path.with_suffix(".partial"), resume=resume, overwrite=overwrite) as journal,
+        _kept(path.with_suffix(".partial"), question, resume=resume, overwrite=overwrite) as journal,
         evaluation_progress(quiet=quiet, name=target.name) as on_progress,
     ):
         result = evaluate(
@@ -200,7 +208,10 @@ def show(result: "Result") -> None:
     for axis in result.axes:
         for point in axis.points:
             row = f"{point.accuracy:.1%}", f"{point.low:.1%} .. {point.high:.1%}"
-            table.add_row(axis.name if point is axis.points[0] else "", point.label, *row)
+            label = (
+                f"then {point.label}" if "attacked" in point.details and point is not axis.points[0] else point.label
+            )
+            table.add_row(axis.name if point is axis.points[0] else "", label, *row)
     console().print(table)
     for v in result.versus:
         gap = f"{100 * v.difference:+.1f} points [{100 * v.low:+.1f}, {100 * v.high:+.1f}]"
@@ -209,10 +220,15 @@ def show(result: "Result") -> None:
     for check in result.checks:
         if check.status in {"warn", "fail"}:
             colour = "red" if check.status == "fail" else "yellow"
-            console().print(f"[{colour}]{check.status}[/] {check.code}: {check.evidence} {check.remedy}")
+            console().print(f"[{colour}]{check.status}[/] {check.code}: {check.evidence}. {check.remedy}")
+    passed = sum(check.status == "pass" for check in result.checks)
+    console().print(f"{passed} of {len(result.checks)} checks passed", highlight=False)
+    missing: dict[str, list[str]] = {}
     for check in result.checks:
         if check.status == "not_run":
-            console().print(f"not run: {check.code}: {check.evidence}. {check.remedy}", highlight=False, style="dim")
+            missing.setdefault(f"{check.evidence}. {check.remedy}", []).append(check.code)
+    for why, codes in missing.items():
+        console().print(f"not run: {', '.join(codes)}: {why}", highlight=False, style="dim")
 
 
 def _asked(
@@ -247,6 +263,10 @@ def _attacks(text: str, threat: "Threat") -> "Suite":
     from hardy.evaluation.suite import check_suite
 
     names = parse_list(text) or ()
+    if len(names) > 1 and (suites := [name for name in names if name in SUITES]):
+        raise ConfigError(
+            f"--suite: {suites[0]} is a suite and stands alone; name attacks to combine: {', '.join(ATTACKS)}."
+        )
     if text not in SUITES and (unknown := [name for name in names or (text,) if name not in ATTACKS]):
         raise ConfigError(
             f"--suite: no suite or attack {unknown[0]!r}; {did_you_mean(unknown[0], [*SUITES, *ATTACKS])}"
@@ -257,24 +277,39 @@ def _attacks(text: str, threat: "Threat") -> "Suite":
 
 
 @contextmanager
-def _kept(folder: Path, *, resume: bool, overwrite: bool) -> "Iterator[Path]":
+def _kept(folder: Path, question: dict[str, Any], *, resume: bool, overwrite: bool) -> "Iterator[Path]":
     """Keep finished images in a folder until the evaluation is written.
 
     Raises:
-        ConfigError: it holds those of a stopped evaluation, and neither --resume nor --overwrite is given.
+        ConfigError: it holds those of a stopped evaluation, and neither --resume nor --overwrite is given, or the
+            stopped one asked something else.
     """
-    from hardy.evaluation.journal import Journal
+    import json
 
+    from hardy.evaluation.journal import Journal
+    from hardy.safefile import write_json
+
+    note = folder / "question.json"
+    if resume and not overwrite and note.is_file():
+        before = json.loads(note.read_text(encoding="utf-8"))
+        if other := [key for key in question if before.get(key) != question[key]]:
+            raise ConfigError(
+                f"{folder}: the stopped evaluation had another {', '.join(other)} ({before.get(other[0])!r}). "
+                "Go on with the same, write elsewhere with --out, or begin anew with --overwrite."
+            )
     if folder.is_dir() and not resume:
         if not overwrite:
             raise ConfigError(
                 f"{folder}: an evaluation was stopped here. Go on with --resume, or begin anew with --overwrite."
             )
         Journal(folder).clear()
+    write_json(note, question)
     try:
         yield folder
-    except KeyboardInterrupt:
-        if folder.is_dir():
+    except BaseException:
+        if not any(folder.glob("*.npz")):
+            Journal(folder).clear()
+        else:
             console().print(f"Finished images are kept in {folder}: go on with --resume.", highlight=False)
         raise
     Journal(folder).clear()
@@ -288,11 +323,16 @@ def _record(result: "Result", path: Path) -> None:
 
 
 def _hold(result: "Result", floors: dict[str, float]) -> None:
-    """Exit with 1 if an accuracy is below its floor."""
+    """Exit with 1 if an accuracy is below its floor, or a failed check says that it is no evidence."""
+    from hardy.reporting.trust import failed, named
+
     low = {axis: result.accuracy(axis) for axis, floor in floors.items() if result.accuracy(axis) < floor}
+    void = {axis: codes for axis in floors if (codes := failed(result, axis))}
+    for axis, codes in void.items():
+        console().print(f"[red]{axis}: {named(codes)} failed, so its accuracy is no evidence for --fail-under[/]")
     for axis, accuracy in low.items():
         console().print(f"[red]{axis}: accuracy {accuracy:.3f} is below --fail-under {floors[axis]:g}[/]")
-    if low:
+    if low or void:
         raise typer.Exit(1)
 
 
@@ -309,6 +349,7 @@ def _without_images(result: "Result", path: Path | None) -> "Result":
     names = {"x_adv": "adversarial/x_adv", "y": "labels"}
     names |= {name: f"white_box/{name}" for name in ("broken_by", "margin")}
     kept = {short: result.arrays[name] for short, name in names.items()}
+    kept["attacks"] = np.array([p.label for p in result.axis("white_box").points if "attacked" in p.details])
     write_atomic(path, lambda file: np.savez_compressed(file, **kept))  # type: ignore[arg-type]  # savez takes names
     return dataclasses.replace(result, arrays={k: v for k, v in result.arrays.items() if k != names["x_adv"]})
 

@@ -19,7 +19,7 @@ from hardy.evaluation.eps_curve import bottom
 from hardy.evaluation.fingerprint import weights_digest
 from hardy.evaluation.full_checks import FULL, lacks
 from hardy.evaluation.probe import PROBE
-from hardy.evaluation.suite import QUERIES, controls, suite_run
+from hardy.evaluation.suite import QUERIES, TWIN, SuiteRun, controls, suite_run
 from hardy.evaluation.verdicts import compare, grade, verdict
 from hardy.results import Check, Status
 from hardy.stats import wilson
@@ -38,6 +38,8 @@ def zero_gradient(context: Context, seen: Seen) -> Check:
     if "white_box" not in seen and "eps_curve" not in seen:
         return lacks(code, "white_box or eps_curve")
     run = suite_run(context)
+    if context.twin is not None:
+        return _twin_gradient(code, run)
     total, zeros = run.gradients, run.zero_gradients
     if not total.any():
         return verdict(code, "not_run", "no gradient was taken: no right image, or no attack that takes any")
@@ -55,6 +57,16 @@ def zero_gradient(context: Context, seen: Seen) -> Check:
         evidence += f"; {worst.label} lost {lost:.0%} of its own"
     remedy = "Attack the net through a differentiable twin, scaled logits or queries; robustness here is not shown."
     return verdict(code, status, evidence, remedy)
+
+
+def _twin_gradient(code: str, run: SuiteRun) -> Check:
+    """Judge the gradients of the twin: those of the net itself are expected to vanish."""
+    stages = [stage for stage in run.stages if stage.label.endswith(TWIN) and stage.gradients]
+    if not stages:
+        return verdict(code, "not_run", "no gradient of the twin was taken")
+    zeros, total = sum(s.zero_gradients for s in stages), sum(s.gradients for s in stages)
+    remedy = "Give a twin through which gradients pass."
+    return verdict(code, grade(zeros / total), f"{zeros} of {total} gradients of the twin vanished", remedy)
 
 
 def monotone_eps(context: Context, seen: Seen) -> Check:
@@ -106,9 +118,10 @@ def black_box_beats_white_box(context: Context, seen: Seen) -> Check:
     if "white_box" not in seen:
         return lacks(code, "white_box")
     run, blind = suite_run(context), [label for label, a in context.suite.items() if isinstance(a, QUERIES)]
-    numbers = [i for i, stage in enumerate(run.stages) if stage.label in blind]
+    sighted = [i for i, stage in enumerate(run.stages) if stage.label not in blind]
+    numbers = [i for i in range(len(run.stages)) if i > max(sighted, default=-1)]
     missed = torch.isin(run.broken_by, torch.tensor(numbers, device=run.broken_by.device))
-    if len(numbers) == len(run.stages):
+    if not sighted:
         return verdict(code, "not_run", "the suite holds no attack that follows gradients", 'Use suite="standard".')
     if "query" in seen:
         missed = missed | (run.standing & ~torch.stack(list(seen["query"].outcomes.values())).all(dim=0))

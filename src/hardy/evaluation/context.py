@@ -17,14 +17,14 @@ from hardy.attacks import AttackResult, Progress, attack
 from hardy.attacks.foreign import name_of
 from hardy.attacks.goal import predicted
 from hardy.attacks.passes import Passes
-from hardy.attacks.state import AnyAttack, Attack, ForeignAttack, Stop
+from hardy.attacks.state import AnyAttack, ForeignAttack, Stop
 from hardy.evaluation.budget import Budget
-from hardy.evaluation.fingerprint import images_digest, weights_digest
+from hardy.evaluation.fingerprint import behaviour_digest, images_digest, weights_digest
 from hardy.evaluation.journal import Journal, joined
 from hardy.results import Axis, Point, point
 from hardy.threats import Threat
 
-__all__ = ["RANDOM", "AxisProgress", "Context", "Measured", "NotMeasured", "Source", "record"]
+__all__ = ["DRAWS", "RANDOM", "AxisProgress", "Context", "Measured", "NotMeasured", "Source", "record"]
 
 
 @dataclass(frozen=True)
@@ -56,6 +56,8 @@ class AxisProgress:
 
 
 OnAttack = Callable[[Progress, int | None], None]
+DRAWS = 20  # answers of a random net that are averaged in a gradient, and that vote; as in AutoAttack's suite for such
+OWN = "hardy.attacks."  # whose ``repr`` says all there is to know of an attack
 RANDOM = "the net answers at random"
 PART = 4  # batches of images that an attack works on before they are written down
 
@@ -121,17 +123,20 @@ class Context:
         """Fingerprint of the model's weights."""
         return weights_digest(self.model)
 
-    def with_logits(self, logits: Float[Tensor, "n k"]) -> "Context":
+    def answered(self) -> "Context":
         """Copy the question with the answers of its net to the plain images, and nothing measured yet."""
-        return dataclasses.replace(self, predictions=predicted(logits), seen={}, memo={"logits": logits})
+        logits = self.logits(self.x)
+        predictions = predicted(logits) if self.draws == 1 else self.predict(self.x)
+        return dataclasses.replace(self, predictions=predictions, seen={}, memo={"logits": logits})
 
     def keys(self, purpose: str) -> Int[Tensor, "n"]:
         """Give one key per image for this purpose."""
         return seeding.keys(seeding.root(self.seed, purpose), self.rows)
 
     def predict(self, x: Float[Tensor, "n c h w"], model: nn.Module | None = None) -> Int[Tensor, "n"]:
-        """Predict classes (-1 for NaN logits); arguments as for :meth:`logits`."""
-        return predicted(self.logits(x, model))
+        """Predict classes (-1 for NaN logits), of a random model by a vote of ``draws`` answers; as :meth:`logits`."""
+        times = self.draws if model is None else 1
+        return torch.stack([predicted(self.logits(x, model)) for _ in range(times)]).mode(dim=0).values
 
     def logits(self, x: Float[Tensor, "n c h w"], model: nn.Module | None = None) -> Float[Tensor, "n k"]:
         """Give float32 logits in one fixed padded shape; by ``model``, if given."""
@@ -151,10 +156,12 @@ class Context:
     ) -> AttackResult:
         """Attack all images, or those in ``index``, at the threat's eps or another; search on ``source``, if given.
 
-        Several sources are averaged. ``standing`` is for the progress: how many images stood before.
+        Several sources are averaged. Where the net is random, one answer neither spares an image nor ends a search:
+        every image is attacked with the whole budget. ``standing`` is for the progress: how many images stood before.
         """
         index = torch.arange(len(self.x), device=self.x.device) if index is None else index
         threat = self.threat if eps is None else Threat(self.threat.norm, eps)
+        stop = "never" if self.draws > 1 else stop
         nets = [source] if isinstance(source, nn.Module) else list(source or ())
         size = len(index) if self.journal is None else PART * self.batch_size
         parts: list[AttackResult] = []
@@ -177,9 +184,9 @@ class Context:
         report: "_Report",
     ) -> AttackResult:
         """Attack some images, or take the result from the journal. An attack from elsewhere has no name to trust."""
-        journal = self.journal if isinstance(attack_, Attack) else None
-        others = [weights_digest(net) for net in sources] if journal is not None else []
-        facts = (self._identity, attack_, threat, self.seed, stop, index.cpu().numpy().tobytes(), others)
+        journal = self.journal if type(attack_).__module__.startswith(OWN) else None
+        others = [self._known(net) for net in sources] if journal is not None else []
+        facts = (self._identity, attack_, threat, self.seed, stop, index.cpu().numpy().tobytes(), *others)
         if journal is not None:
             kept = journal.recall(facts, attack=name_of(attack_), threat=threat, device=self.x.device)
             if kept is not None:
@@ -195,6 +202,7 @@ class Context:
             batch_size=self.batch_size,
             sources=sources or None,
             stop=stop,
+            skip_wrong=self.draws == 1,
             on_progress=report,
         )
         if journal is not None:
@@ -206,7 +214,15 @@ class Context:
         """Everything that an attack on this question depends on, but for the attack."""
         arrays = (self.y, self.rows, self.predictions)
         values = b"".join(value.cpu().numpy().astype(np.int64).tobytes() for value in arrays)
-        return images_digest(self.x) + values + self.weights.encode()
+        return images_digest(self.x) + values + self._known(self.model)
+
+    def _known(self, net: nn.Module) -> bytes:
+        """Give the behaviour of a net, computed once per net."""
+        key = f"behaviour {id(net)}"
+        if key not in self.memo:
+            self.memo[key] = behaviour_digest(net, self.x)
+        digest: bytes = self.memo[key]
+        return digest
 
 
 @dataclass

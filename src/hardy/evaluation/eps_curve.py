@@ -14,9 +14,8 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from hardy.attacks import APGD
-from hardy.attacks.state import Stop
 from hardy.evaluation.context import Context, Measured, record
-from hardy.evaluation.suite import confirmed, suite_run
+from hardy.evaluation.suite import search, suite_run
 from hardy.results import Axis
 from hardy.threats import Threat
 
@@ -76,9 +75,8 @@ def _search(
     spec = APGD(steps=context.budget.curve_steps, eot=context.draws)
     if len(index) == 0:
         return index.bool(), context.x[index], {"attack": repr(spec)}, {}
-    stop: Stop = "first_success" if context.draws == 1 else "never"
-    found = context.attack(spec, eps=eps, index=index, standing=len(index), stop=stop)
-    return confirmed(context, found, index), found.x_adv, {"attack": repr(spec)}, found.passes
+    broken, x_adv, passes = search(context, spec, index, eps=eps)
+    return broken, x_adv, {"attack": repr(spec)}, passes
 
 
 def bottom(context: Context) -> float:

@@ -1,5 +1,6 @@
 """One evaluation: guards, axes, checks, record."""
 
+import dataclasses
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -7,6 +8,7 @@ from typing import Any, Literal
 
 import numpy as np
 import numpy.typing as npt
+import torch
 from torch import Tensor, nn
 
 from hardy.attacks.guards import check_eval, check_precision
@@ -18,7 +20,7 @@ from hardy.evaluation import clean, eps_curve, minimal_norm, noise, query, textu
 from hardy.evaluation.adaptive import twin_of
 from hardy.evaluation.budget import Budget
 from hardy.evaluation.checks import DERIVED, FULL
-from hardy.evaluation.context import AxisProgress, Context, Measured, NotMeasured
+from hardy.evaluation.context import DRAWS, AxisProgress, Context, Measured, NotMeasured, Source
 from hardy.evaluation.fingerprint import images_digest
 from hardy.evaluation.guards import guards
 from hardy.evaluation.inputs import Batches, Nets, device_of, identities, images, sources_of
@@ -43,7 +45,6 @@ AXES: dict[str, Callable[[Context], Measured | NotMeasured]] = {
     "worst_case": worst_case.measure,
     "texture": texture.measure,
 }
-DRAWS = 20  # answers of a random net that are averaged in a gradient, and that vote; as in AutoAttack's suite for such
 
 
 def evaluate(
@@ -117,6 +118,10 @@ def evaluate(
     """
     began = time.perf_counter()
     names = _axis_names(axes)
+    if not isinstance(threat, Threat):
+        raise ParameterError(f'evaluate: threat must be a Threat, such as Threat("linf", 8 / 255); got {threat!r}.')
+    if checks not in {"derived", "full"}:
+        raise ParameterError(f'evaluate: checks must be "derived" or "full"; got {checks!r}.')
     check_suite(suite, threat)
     nets = sources_of(sources, siblings, base)
     for net in (model, *(source.model for source in nets), *([twin] if twin is not None else [])):
@@ -130,6 +135,9 @@ def evaluate(
             raise ParameterError(f"evaluate: class_names must name all {num_classes} outputs; got {len(class_names)}.")
         draws = DRAWS if any(c.code == "deterministic" and c.status != "pass" for c in found) else 1
         stand_in = twin if twin is not None else twin_of(model)
+        for other in nets if stand_in is None else (*nets, Source("twin", stand_in, "base")):
+            _check_classes(other, x, num_classes)
+        found = found if stand_in is None else tuple(map(_through_twin, found))
         label, attacks = resolve(suite, threat, num_classes=num_classes, draws=draws)
         if stand_in is not None and label in attacks:
             label = "custom"  # a single attack, once on the net and once through the twin
@@ -152,7 +160,7 @@ def evaluate(
             journal=None if journal is None else Journal(Path(journal)),
             on_attack=progress.attack,
         )
-        context = plain.with_logits(plain.logits(x))
+        context = plain.answered()
         missing = _measure(context, names, progress)
         found += missing + _derived(context, checks)
         verdicts, base_outcomes = _versus(context, progress)
@@ -210,6 +218,8 @@ class _Reporter:
 
 def _axis_names(axes: Sequence[str] | None) -> list[str]:
     """Check the names and put them into the order of the table."""
+    if isinstance(axes, str):
+        raise ParameterError(f"evaluate: axes must be a list of names; got {axes!r}. Write [{axes!r}].")
     names = list(AXES) if axes is None else list(axes)
     for name in names:
         if name not in AXES:
@@ -243,6 +253,25 @@ def _derived(context: Context, checks: Literal["derived", "full"]) -> tuple[Chec
         else:
             made.append(verdict(code, "not_run", 'checks="derived" attacks nothing anew', 'Use checks="full".'))
     return tuple(made)
+
+
+def _check_classes(net: Source, x: Tensor, num_classes: int) -> None:
+    """Demand that another net has the outputs of the model, before anything is attacked."""
+    with torch.no_grad():
+        z = net.model(x[:2])
+    got = tuple(z.shape) if isinstance(z, Tensor) else type(z).__name__
+    if got != (len(x[:2]), num_classes):
+        raise ParameterError(
+            f"evaluate: {net.name} must return logits of the model's {num_classes} classes, (n, {num_classes}); got "
+            f"{got}. Compare nets of the same classes."
+        )
+
+
+def _through_twin(check: Check) -> Check:
+    """Soften what a guard says of the net's own gradients: the attacks have those of the twin."""
+    if check.code not in {"gradient_slope", "border_gradient"} or check.status != "fail":
+        return check
+    return dataclasses.replace(check, status="warn", evidence=f"{check.evidence}; the suite has its twin")
 
 
 def _versus(context: Context, progress: _Reporter) -> tuple[tuple[Versus, ...], dict[str, Tensor]]:

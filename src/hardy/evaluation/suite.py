@@ -9,13 +9,14 @@ from torch import Tensor, nn
 
 from hardy.attacks import ATTACKS, FGSM, SPSA, SUITES, AttackResult, HopSkipJump, Noise, Square, suite
 from hardy.attacks.foreign import name_of
-from hardy.attacks.state import AnyAttack, Attack, ForeignAttack, Stop
+from hardy.attacks.state import AnyAttack, Attack, ForeignAttack
 from hardy.errors import ParameterError, did_you_mean
 from hardy.evaluation.context import Context
 from hardy.threats import Threat
 
 __all__ = [
     "ROBUST",
+    "TWIN",
     "WRONG",
     "Stage",
     "Suite",
@@ -24,11 +25,14 @@ __all__ = [
     "confirmed",
     "controls",
     "resolve",
+    "search",
     "suite_run",
 ]
 
 Suite = str | Sequence[str | AnyAttack | ForeignAttack]
+TWIN = ", twin"  # end of the labels of stages through the twin
 ROBUST, WRONG = -1, -2  # who broke an image: nobody; it was wrong before
+RESERVED = ("noise", "custom", *SUITES)  # labels of other points of the axis
 QUERIES = (Square, SPSA, HopSkipJump, Noise)  # look at no gradient, so a differentiable twin does nothing for them
 
 
@@ -45,6 +49,7 @@ class Stage:
         gradients: How many gradients it took.
         zero_gradients: How many of them vanished.
         silent: How many images it broke without returning what broke them.
+        eot: Draws that it averages in a gradient.
     """
 
     label: str
@@ -55,6 +60,7 @@ class Stage:
     gradients: int
     zero_gradients: int
     silent: int
+    eot: int
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -90,6 +96,8 @@ def check_suite(wish: Suite, threat: Threat) -> None:
         if wish not in SUITES:
             raise ParameterError(f"evaluate: unknown suite {wish!r}; {did_you_mean(wish, SUITES)}")
         return
+    if callable(wish):
+        raise ParameterError("evaluate: suite must be a name or a list of attacks; got one attack. Write [attack].")
     if not wish:
         raise ParameterError('evaluate: suite must name at least one attack; got none. Give "standard" or ["pgd"].')
     for attack in map(_named, wish):
@@ -109,7 +117,7 @@ def resolve(
         return wish, dict(suite(wish, norm=threat.norm, num_classes=num_classes, eot=draws))
     found: dict[str, AnyAttack | ForeignAttack] = {}
     for attack in map(_named, wish):
-        name = name_of(attack) if name_of(attack) != "noise" else "noise attack"  # beside the control of that name
+        name = name_of(attack) if name_of(attack) not in RESERVED else f"{name_of(attack)} attack"
         times = sum(label.split(" #")[0] == name for label in found)
         found[f"{name} #{times + 1}" if times else name] = attack
     return (next(iter(found)) if len(found) == 1 else "custom"), found
@@ -158,8 +166,7 @@ def _run(context: Context) -> SuiteRun:
         passes: dict[str, int] = {}
         taken = lost = silent = 0
         if len(index):
-            stop: Stop = "first_success" if context.draws == 1 else "never"  # a lucky draw must not end the search
-            found = context.attack(attack, index=index, source=source, stop=stop, standing=len(index))
+            found = context.attack(attack, index=index, source=source, stop="first_success", standing=len(index))
             broken = confirmed(context, found, index)
             better = broken | (found.margin < margin[index])
             x_adv[index[better]], margin[index[better]] = found.x_adv[better], found.margin[better]
@@ -178,6 +185,7 @@ def _run(context: Context) -> SuiteRun:
             gradients=taken,
             zero_gradients=lost,
             silent=silent,
+            eot=getattr(attack, "eot", 1),
         )
         stages.append(made)
     return SuiteRun(
@@ -197,7 +205,7 @@ def _plan(context: Context) -> list[tuple[str, AnyAttack | ForeignAttack, nn.Mod
     ]
     if context.twin is not None:
         plan += [
-            (f"{label}, twin", attack, context.twin)
+            (f"{label}{TWIN}", attack, context.twin)
             for label, attack in context.suite.items()
             if not isinstance(attack, QUERIES)
         ]
@@ -205,19 +213,35 @@ def _plan(context: Context) -> list[tuple[str, AnyAttack | ForeignAttack, nn.Mod
 
 
 def confirmed(context: Context, found: AttackResult, index: Int[Tensor, "m"]) -> Bool[Tensor, "m"]:
-    """Say which images of ``index`` are broken.
+    """Say which images of ``index`` are broken: of a random net by a vote of its answers, not by one lucky draw."""
+    return found.success if context.draws == 1 else context.predict(found.x_adv) != context.y[index]
 
-    Of a random net these are the images that at least half of its answers get wrong: one lucky draw does not count.
+
+def search(
+    context: Context, spec: AnyAttack, index: Int[Tensor, "m"], *, eps: float
+) -> tuple[Bool[Tensor, "m"], Float[Tensor, "m c h w"], dict[str, int]]:
+    """Attack images at a budget, those that stand once more through the twin, if there is one.
+
+    Returns:
+        Which are broken, the adversarial images, and the passes.
     """
-    if context.draws == 1:
-        return found.success
-    wrong = torch.stack([context.predict(found.x_adv) != context.y[index] for _ in range(context.draws)])
-    return wrong.float().mean(dim=0) >= 0.5
+    found = context.attack(spec, eps=eps, index=index, standing=len(index))
+    broken, x_adv, passes = confirmed(context, found, index), found.x_adv.clone(), dict(found.passes)
+    left = (~broken).nonzero()[:, 0]
+    if context.twin is not None and len(left):
+        again = context.attack(spec, eps=eps, index=index[left], source=context.twin, stop="first_success")
+        fooled = confirmed(context, again, index[left])
+        broken[left[fooled]], x_adv[left[fooled]] = True, again.x_adv[fooled]
+        passes = {kind: count + again.passes[kind] for kind, count in passes.items()}
+    return broken, x_adv, passes
 
 
 def _named(wish: str | AnyAttack | ForeignAttack) -> AnyAttack | ForeignAttack:
     if not isinstance(wish, str):
         return wish
+    if wish in SUITES:
+        attacks = f'[*hardy.attacks.suite("{wish}", norm=..., num_classes=...).values(), ...]'
+        raise ParameterError(f"evaluate: {wish!r} is a suite and stands alone; to add attacks to it write {attacks}.")
     if wish not in ATTACKS:
         raise ParameterError(f"evaluate: unknown attack {wish!r} in suite; {did_you_mean(wish, ATTACKS)}")
     return ATTACKS[wish]()

@@ -68,7 +68,8 @@ def _point(stage: Stage, context: Context) -> Point:
             "norm": context.threat.norm,
             "attacked": stage.attacked,
             "broke": broke,
-            "draws_per_gradient": context.draws if context.draws > 1 else None,
+            "draws_per_gradient": stage.eot if context.draws > 1 else None,
+            "draws_per_verdict": context.draws if context.draws > 1 else None,
         },
     )
 

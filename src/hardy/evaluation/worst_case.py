@@ -57,7 +57,7 @@ def _standing(context: Context, measured: Measured) -> Bool[Tensor, "n"]:
     right = context.correct.clone()
     for point in measured.axis.points:
         within = measured.axis.name == "query" or point.level is None or point.level <= context.threat.eps
-        if within and point.series != "noise control":
+        if within:
             right &= measured.outcomes[point.label]
     return right
 
