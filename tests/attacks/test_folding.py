@@ -130,3 +130,54 @@ def test_verdicts_are_those_of_a_search_on_the_net_itself(spec: APGD | FAB | Squ
     sure = (fast.margin.abs() > 1e-3) & (slow.margin.abs() > 1e-3)
     assert torch.equal(fast.success[sure], slow.success[sure]) and int(sure.sum()) >= 20
     torch.testing.assert_close(net(fast.x_adv).argmax(dim=1) != y, fast.success)
+
+
+class Straight(torch.autograd.Function):
+    """Rounds; its gradient is viewed as what it was, which a channels-last gradient cannot be."""
+
+    @staticmethod
+    def forward(ctx: object, x: Tensor) -> Tensor:  # noqa: ARG004  (the contract)
+        return (x * 8).round() / 8
+
+    @staticmethod
+    def backward(ctx: object, g: Tensor) -> Tensor:  # type: ignore[override]  # noqa: ARG004  (the contract)
+        return g.view(len(g), -1).view(g.shape)
+
+
+class Through(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv, self.norm, self.head = nn.Conv2d(3, 8, 3), nn.BatchNorm2d(8), nn.Linear(8, 10)
+
+    def forward(self, x: Tensor) -> Tensor:
+        h = Straight.apply(self.norm(self.conv(x)))
+        z: Tensor = self.head(h.relu().mean(dim=(2, 3)))
+        return z
+
+
+class Picky(Through):
+    def forward(self, x: Tensor) -> Tensor:
+        assert len(x) > 1
+        return super().forward(x)
+
+
+class TwoNames(Through):
+    def __init__(self) -> None:
+        super().__init__()
+        self.again = nn.ModuleList([self.conv])
+
+    def forward(self, x: Tensor) -> Tensor:
+        z: Tensor = self.head(self.norm(self.again[0](x)).relu().mean(dim=(2, 3)))
+        return torch.cat([z, z.new_full((len(x), 1), -1e9)], dim=1)
+
+
+@pytest.mark.parametrize("kind", [Through, Picky, TwoNames])
+def test_nets_that_a_copy_might_break_are_attacked_all_the_same(kind: type[nn.Module]) -> None:
+    torch.manual_seed(0)
+    net, x = trained(kind()), images(12)
+    y = net(x).argmax(dim=1)
+    found = attack(net, x, y, APGD(steps=5), threat=Threat("linf", 8 / 255))
+    tap = net.register_forward_hook(lambda *_: None)
+    slow = attack(net, x, y, APGD(steps=5), threat=Threat("linf", 8 / 255))
+    tap.remove()
+    assert torch.equal(found.success, slow.success)

@@ -70,3 +70,8 @@ def test_without_survivors_there_is_nothing_to_ask(net: nn.Module, x: Tensor, y:
 def test_they_need_the_axis(net: nn.Module, x: Tensor, y: Tensor) -> None:
     result = evaluate(net, x, y, axes=["clean"], checks="full")
     assert {check(result, code).status for code in FULL} == {"not_run"}
+
+
+def test_a_loss_for_many_classes_is_exchanged_on_the_re_headed_net(net: nn.Module, x: Tensor, y: Tensor) -> None:
+    result = full(net, x, y, 0.05, APGD(steps=10, objective="dlr"))
+    assert check(result, "self_test").status in {"pass", "warn"}

@@ -130,3 +130,20 @@ def test_parts_join_to_the_whole_and_are_kept_bit_for_bit(
     assert journal.recall(("a", b"b", 4), attack="pgd", threat=THREAT, device=x.device) is None
     journal.clear()
     assert not (tmp_path / "new").exists()
+
+
+def test_nets_of_equal_weights_are_told_apart(net: nn.Module, x: Tensor, y: Tensor, tmp_path: Path) -> None:
+    class Scaled(nn.Module):
+        def __init__(self, net: nn.Module, factor: float, blind: bool = False) -> None:
+            super().__init__()
+            self.net, self.factor, self.blind = net, factor, blind
+
+        def forward(self, x: Tensor) -> Tensor:
+            z: Tensor = self.factor * self.net(x.detach() if self.blind else x)
+            return z
+
+    nets = [Scaled(net, 1.0).eval(), Scaled(net, 1e6).eval(), Scaled(net, 1.0, blind=True).eval()]
+    kept = [measure(n, x, y, tmp_path, axes=["white_box"], suite=[PGD(steps=5)]) for n in nets]
+    fresh = [measure(n, x, y, None, axes=["white_box"], suite=[PGD(steps=5)]) for n in nets]
+    assert [r.accuracy("white_box") for r in kept] == [r.accuracy("white_box") for r in fresh]
+    assert len({r.accuracy("white_box") for r in fresh}) > 1

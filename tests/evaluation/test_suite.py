@@ -168,3 +168,29 @@ def test_axes_that_one_lucky_answer_would_end_are_not_measured(net: nn.Module, x
     clean = result.accuracy("clean")
     assert result.accuracy("transfer") == clean and result.accuracy("eps_curve") >= clean - 0.05
     assert result.accuracy("worst_case") >= clean - 0.05
+
+
+def test_an_attack_may_be_called_what_it_likes(net: nn.Module, x: Tensor, y: Tensor) -> None:
+    def custom(model: nn.Module, x: Tensor, y: Tensor) -> Tensor:
+        return x
+
+    result = evaluate(net, x, y, threat=THREAT, axes=["white_box"], suite=[custom, PGD(steps=10), "noise"], budget=FAST)
+    labels = [p.label for p in result.axis("white_box").points]
+    assert labels == ["custom attack", "pgd", "noise attack", "custom", "noise"]
+    assert (
+        result.accuracy("white_box")
+        == result.accuracy("white_box", "noise attack")
+        < result.accuracy("white_box", "custom attack")
+    )
+
+
+def test_a_wrong_draw_spares_no_image_of_a_random_net(net: nn.Module, x: Tensor, y: Tensor) -> None:
+    """Wrong half of the time on plain images, yet every image is attacked and judged by a vote."""
+    few = slice(0, 40)
+    jumpy = Jumpy(net, 0.35).eval()
+    wide = Threat("linf", 0.4)
+    result = evaluate(jumpy, x[few], y[few], threat=wide, axes=["clean", "white_box"], suite="quick", budget=FAST)
+    sure = evaluate(net, x[few], y[few], threat=wide, axes=["clean", "white_box"], suite="quick", budget=FAST)
+    assert result.accuracy("clean") >= sure.accuracy("clean") - 0.1  # a vote, not one draw
+    assert result.point("white_box", "apgd-ce").details["attacked"] == round(40 * result.accuracy("clean"))
+    assert result.accuracy("white_box") <= 0.05

@@ -7,6 +7,7 @@ from scipy.stats import binomtest
 from torch import Tensor, nn
 
 from hardy.attacks import FGSM, PGD, Noise, attack
+from hardy.errors import ParameterError
 from hardy.evaluation import Budget, evaluate
 from hardy.results import Result, Versus
 from hardy.threats import Threat
@@ -81,3 +82,33 @@ def test_without_a_base_or_an_attack_there_is_no_verdict(net: nn.Module, x: Tens
     assert evaluate(net, x, y, axes=["clean"], base=net).versus == ()
     few = torch.arange(20)
     assert evaluate(net, x[few], y[few], axes=["white_box"], suite=["fgsm"]).versus == ()
+
+
+def test_axes_of_the_model_alone_decide_nothing(net: nn.Module, x: Tensor, y: Tensor) -> None:
+    axes = ["white_box", "eps_curve", "minimal_norm", "query", "worst_case"]
+    budget = Budget(curve_steps=5, noise_draws=3, transfer_steps=4, queries=40, min_norm_steps=10)
+    result = evaluate(net, x, y, threat=THREAT, axes=axes, suite=["fgsm"], base=net, budget=budget)
+    assert result.accuracy("worst_case") < named(result)["worst_case"].accuracy
+    assert named(result)["worst_case"].verdict == "unclear" and named(result)["worst_case"].difference == 0
+
+
+def test_a_random_base_is_attacked_in_expectation(net: nn.Module, x: Tensor, y: Tensor) -> None:
+    class Noisy(nn.Module):
+        def __init__(self, net: nn.Module) -> None:
+            super().__init__()
+            self.net = net
+
+        def forward(self, x: Tensor) -> Tensor:
+            z: Tensor = self.net(x + 0.1 * torch.randn_like(x))
+            return z
+
+    few, weak = slice(0, 40), Threat("linf", 1e-4)
+    result = evaluate(net, x[few], y[few], threat=weak, axes=["white_box"], suite="quick", base=Noisy(net).eval())
+    base = named(result)["white_box"].base_accuracy
+    assert abs(base - result.accuracy("white_box")) < 0.08  # single lucky draws would cost more
+
+
+def test_other_nets_must_have_the_same_classes(net: nn.Module, x: Tensor, y: Tensor) -> None:
+    other = nn.Sequential(nn.Flatten(), nn.Linear(64, 5)).eval()
+    with pytest.raises(ParameterError, match=r"base must return logits of the model's 10 classes"):
+        evaluate(net, x, y, base=other)
