@@ -17,7 +17,7 @@ from hardy.errors import ShapeError
 __all__ = ["SHAPES", "VANISHED", "Passes", "bucket", "sealed_rng"]
 
 SHAPES = 16  # that a batch may shrink through on an accelerator, where kernels are chosen or compiled per shape
-COMPARED = 4  # points on which a faster copy of a net must agree with it
+COMPARED = 2  # points on which a faster copy of a net must agree with it
 VANISHED = 1e-12  # largest gradient value below which float32 cross-entropy has saturated
 
 
