@@ -21,7 +21,7 @@ NORMS: tuple[Norm, ...] = ("linf", "l2", "l1")
 
 def attack(net: nn.Module, x: Tensor, y: Tensor, fab: FAB, threat: Threat, **other: object) -> AttackResult:
     given = {"targets": None, "rows": None, "seed": 0, "batch_size": 64, "sources": None, "stop": None}
-    return run(net, x, y, fab, threat=threat, on_progress=None, **(given | other))  # type: ignore[arg-type]
+    return run(net, x, y, fab, threat=threat, skip_wrong=True, on_progress=None, **(given | other))  # type: ignore[arg-type]
 
 
 def second_best(net: nn.Module, x: Tensor, y: Tensor) -> Tensor:

@@ -25,7 +25,7 @@ EPS = {"linf": 0.05, "l2": 0.5, "l1": 3.0}
 
 def attack(net: nn.Module, x: Tensor, y: Tensor, square: Square, threat: Threat, **other: object) -> AttackResult:
     given = {"targets": None, "rows": None, "seed": 0, "batch_size": 64, "sources": None, "stop": None}
-    return run(net, x, y, square, threat=threat, on_progress=None, **(given | other))  # type: ignore[arg-type]
+    return run(net, x, y, square, threat=threat, skip_wrong=True, on_progress=None, **(given | other))  # type: ignore[arg-type]
 
 
 def begin(square: Square, x: Tensor, *, norm: Norm, must_hit: bool = False) -> SquareState:
