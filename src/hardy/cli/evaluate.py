@@ -32,12 +32,11 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
 
     from hardy.evaluation.suite import Suite
-    from hardy.results import Result
     from hardy.threats import Norm, Threat
     from hardy.training import Recipe
     from hardy.training.recipe import EvaluateRecipe
 
-__all__ = ["command", "show"]
+__all__ = ["command"]
 
 
 @guarded
@@ -120,6 +119,7 @@ def command(
 
         hardy evaluate timm:resnet18 --weights my.safetensors --data folder:photos --size 224 --eps 2/255
     """
+    from hardy.cli.outcome import hold, show, without_images, write_record
     from hardy.cli.progress import evaluation_progress
     from hardy.cli.targets import open_data, open_target, recipe_of
     from hardy.environment import command_line
@@ -186,49 +186,16 @@ def command(
             command=command_line(),
             on_progress=on_progress,
         )
-        result = _without_images(result, save_adversarial)
+        result = without_images(result, save_adversarial)
         result.save(path)
     if robustbench is not None:
-        _record(result, robustbench)
+        write_record(result, robustbench)
     if json:
         print_json(result.to_json())
     if not quiet:
         show(result)
         console().print(f"-> {path}", highlight=False)
-    _hold(result, _floors(fail_under or []))
-
-
-def show(result: "Result") -> None:
-    """Print every accuracy, the verdict against the base and the checks that fired."""
-    from rich.table import Table
-
-    table = Table(title=f"{result.model} on {result.data}, {result.n} images, {result.threat}", title_justify="left")
-    for name in ("axis", "condition", "accuracy", "95 % interval"):
-        table.add_column(name, justify="right" if name in {"accuracy", "95 % interval"} else "left")
-    for axis in result.axes:
-        for point in axis.points:
-            row = f"{point.accuracy:.1%}", f"{point.low:.1%} .. {point.high:.1%}"
-            label = (
-                f"then {point.label}" if "attacked" in point.details and point is not axis.points[0] else point.label
-            )
-            table.add_row(axis.name if point is axis.points[0] else "", label, *row)
-    console().print(table)
-    for v in result.versus:
-        gap = f"{100 * v.difference:+.1f} points [{100 * v.low:+.1f}, {100 * v.high:+.1f}]"
-        words = f"{v.axis}: {gap} against {v.base}, p = {v.p:.2g}: {v.verdict}"
-        console().print(words, highlight=False)
-    for check in result.checks:
-        if check.status in {"warn", "fail"}:
-            colour = "red" if check.status == "fail" else "yellow"
-            console().print(f"[{colour}]{check.status}[/] {check.code}: {check.evidence}. {check.remedy}")
-    passed = sum(check.status == "pass" for check in result.checks)
-    console().print(f"{passed} of {len(result.checks)} checks passed", highlight=False)
-    missing: dict[str, list[str]] = {}
-    for check in result.checks:
-        if check.status == "not_run":
-            missing.setdefault(f"{check.evidence}. {check.remedy}", []).append(check.code)
-    for why, codes in missing.items():
-        console().print(f"not run: {', '.join(codes)}: {why}", highlight=False, style="dim")
+    hold(result, _floors(fail_under or []))
 
 
 def _asked(
@@ -313,45 +280,6 @@ def _kept(folder: Path, question: dict[str, Any], *, resume: bool, overwrite: bo
             console().print(f"Finished images are kept in {folder}: go on with --resume.", highlight=False)
         raise
     Journal(folder).clear()
-
-
-def _record(result: "Result", path: Path) -> None:
-    from hardy.evaluation.robustbench import robustbench_record
-    from hardy.safefile import write_json
-
-    write_json(path, robustbench_record(result))
-
-
-def _hold(result: "Result", floors: dict[str, float]) -> None:
-    """Exit with 1 if an accuracy is below its floor, or a failed check says that it is no evidence."""
-    from hardy.reporting.trust import failed, named
-
-    low = {axis: result.accuracy(axis) for axis, floor in floors.items() if result.accuracy(axis) < floor}
-    void = {axis: codes for axis in floors if (codes := failed(result, axis))}
-    for axis, codes in void.items():
-        console().print(f"[red]{axis}: {named(codes)} failed, so its accuracy is no evidence for --fail-under[/]")
-    for axis, accuracy in low.items():
-        console().print(f"[red]{axis}: accuracy {accuracy:.3f} is below --fail-under {floors[axis]:g}[/]")
-    if low or void:
-        raise typer.Exit(1)
-
-
-def _without_images(result: "Result", path: Path | None) -> "Result":
-    """Write the adversarial images to a file of their own, if asked to, and take them out of the record."""
-    if path is None:
-        return result
-    import dataclasses
-
-    import numpy as np
-
-    from hardy.safefile import write_atomic
-
-    names = {"x_adv": "adversarial/x_adv", "y": "labels"}
-    names |= {name: f"white_box/{name}" for name in ("broken_by", "margin")}
-    kept = {short: result.arrays[name] for short, name in names.items()}
-    kept["attacks"] = np.array([p.label for p in result.axis("white_box").points if "attacked" in p.details])
-    write_atomic(path, lambda file: np.savez_compressed(file, **kept))  # type: ignore[arg-type]  # savez takes names
-    return dataclasses.replace(result, arrays={k: v for k, v in result.arrays.items() if k != names["x_adv"]})
 
 
 def _keep_more(path: Path, model: str, data: str, n: int, threat: "Threat", axes: tuple[str, ...]) -> None:
