@@ -7,6 +7,7 @@ measured is absent.
 
 import dataclasses
 import json
+import math
 import struct
 import zipfile
 import zlib
@@ -21,15 +22,29 @@ import numpy.typing as npt
 from hardy.config import build
 from hardy.errors import DataError, ParameterError, did_you_mean
 from hardy.safefile import write_atomic, write_json
-from hardy.stats import wilson
+from hardy.stats import mean_interval, wilson
 from hardy.threats import Threat
 
-__all__ = ["FORMAT", "UNREADABLE", "Axis", "Check", "Point", "Result", "Status", "Versus", "point"]
+__all__ = [
+    "FORMAT",
+    "UNREADABLE",
+    "Axis",
+    "Check",
+    "Point",
+    "Result",
+    "Score",
+    "ScoreKind",
+    "Status",
+    "Versus",
+    "mean_score",
+    "point",
+]
 
-FORMAT = 1  # 1: first format
+FORMAT = 2  # 1: first format; 2: scores of an axis
 
 Outcomes = npt.NDArray[np.bool_]
 Status = Literal["pass", "warn", "fail", "not_run"]
+ScoreKind = Literal["accuracy", "error", "quality", "description"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -79,22 +94,59 @@ class Point:
 
 
 @dataclass(frozen=True, kw_only=True)
+class Score:
+    """One number that is no share of right images under one condition: a mean over conditions, an error, an area.
+
+    Attributes:
+        label: What it is, unique in its axis, among its points too.
+        value: The number.
+        kind: What sort of number: "accuracy" (a mean of accuracies, in [0, 1], which :meth:`Result.accuracy` gives),
+            "error" (lower is better), "quality" (higher is better) or "description" (neither).
+        n: Number of images behind it.
+        low: Lower bound of its 95 % interval over images, if there is one.
+        high: Upper bound.
+        level: Strength, where scores make a curve; in the unit of the axis.
+        series: Scores of one curve or group share it.
+        unit: Unit of the value, such as "nats"; empty for shares and areas in [0, 1].
+        passes: Forward and backward passes spent on it alone, summed over images.
+        details: Further facts, JSON scalars.
+
+    Where the value is the mean over images of one number each, those are in ``Result.arrays`` under ``"axis/label"``,
+    float32 (n,), so that two models can be compared image by image.
+    """
+
+    label: str
+    value: float
+    kind: ScoreKind
+    n: int
+    low: float | None = None
+    high: float | None = None
+    level: float | None = None
+    series: str = ""
+    unit: str = ""
+    passes: dict[str, int] = field(default_factory=dict)
+    details: dict[str, str | int | float | bool | None] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, kw_only=True)
 class Axis:
     """One question about robustness, and its answers.
 
     Attributes:
         name: ``clean``, ``white_box``, ``eps_curve``, ...
         question: The question in plain words.
-        headline: Label of the point that :meth:`Result.accuracy` gives.
-        points: The answers.
+        headline: Label of the point or score that stands for the axis.
+        points: The answers that are accuracies under one condition.
         level_name: What ``level`` of the points is, with its unit; empty where there is none.
+        scores: The answers that are other numbers.
     """
 
     name: str
     question: str
     headline: str
-    points: tuple[Point, ...]
+    points: tuple[Point, ...] = ()
     level_name: str = ""
+    scores: tuple[Score, ...] = ()
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -193,8 +245,36 @@ class Result:
             f"result: {name} has no point {label!r}; {did_you_mean(label, [p.label for p in axis.points])}"
         )
 
+    def score(self, name: str, label: str | None = None) -> Score:
+        """Give one score of an axis, its headline by default.
+
+        Raises:
+            ParameterError: no such axis or score.
+        """
+        axis = self.axis(name)
+        label = axis.headline if label is None else label
+        for each in axis.scores:
+            if each.label == label:
+                return each
+        raise ParameterError(
+            f"result: {name} has no score {label!r}; {did_you_mean(label, [s.label for s in axis.scores])}"
+        )
+
     def accuracy(self, name: str, label: str | None = None) -> float:
-        """Give the accuracy of an axis, in [0, 1]: its headline, or the point called ``label``."""
+        """Give an accuracy of an axis, in [0, 1]: its headline, or the point or mean called ``label``.
+
+        Raises:
+            ParameterError: no such axis or label, or its number is no accuracy.
+        """
+        axis = self.axis(name)
+        label = axis.headline if label is None else label
+        for score in axis.scores:
+            if score.label == label:
+                if score.kind == "accuracy":
+                    return score.value
+                raise ParameterError(
+                    f"result: {name}/{label} is a score ({score.kind}), no accuracy. Use result.score({name!r})."
+                )
         return self.point(name, label).accuracy
 
     def outcomes(self, name: str, label: str | None = None) -> Any:
@@ -266,6 +346,23 @@ def point(label: str, outcomes: Outcomes, **facts: Any) -> Point:
     n, right = len(outcomes), int(outcomes.sum())
     low, high = wilson(right, n)
     return Point(label=label, accuracy=right / n, low=low, high=high, n=n, **facts)
+
+
+def mean_score(label: str, values: npt.NDArray[Any], *, kind: ScoreKind, **facts: Any) -> Score:
+    """Make the record of a mean over images: value, interval (Student's t; Wilson's where all agree), count.
+
+    Args:
+        label: What it is.
+        values: One finite number per image, shape (n,); of a mean of accuracies in [0, 1].
+        kind: As in :class:`Score`.
+        facts: Further fields.
+    """
+    n, value = len(values), float(values.mean(dtype=np.float64))
+    low, high = mean_interval(values)
+    if kind == "accuracy":
+        low, high = wilson(round(value * n), n) if not low < high < math.inf else (max(0.0, low), min(1.0, high))
+    facts |= {"low": low, "high": high} if math.isfinite(low) else {}
+    return Score(label=label, value=value, kind=kind, n=n, **facts)
 
 
 def _read_arrays(path: Path) -> dict[str, npt.NDArray[Any]]:

@@ -1,14 +1,17 @@
 """Intervals: how far a measured accuracy can be from the true one."""
 
 import math
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
-from scipy.special import bdtr, ndtri
+from scipy.special import bdtr, ndtri, stdtrit
 
 from hardy.errors import ParameterError
 
-__all__ = ["paired_bootstrap", "sign_test", "wilson"]
+__all__ = ["mean_interval", "paired_bootstrap", "sign_test", "wilson"]
+
+CHUNK = 2**22  # numbers drawn at a time
 
 
 def wilson(successes: int, n: int, *, level: float = 0.95) -> tuple[float, float]:
@@ -40,35 +43,76 @@ def wilson(successes: int, n: int, *, level: float = 0.95) -> tuple[float, float
     return low, 1.0 if successes == n else centre + half
 
 
+def mean_interval(values: npt.NDArray[np.floating[Any]], *, level: float = 0.95) -> tuple[float, float]:
+    """Bound the mean of one number per image by Student's t interval.
+
+    Args:
+        values: One number per image, shape (n,), n at least 1.
+        level: Confidence, in (0, 1).
+
+    Returns:
+        Lower and upper bound; infinite for one image.
+
+    Raises:
+        ParameterError: no numbers.
+
+    Example:
+        >>> low, high = mean_interval(np.array([0.0, 0.5, 1.0]))
+        >>> round(low, 2), round(high, 2)
+        (-0.74, 1.74)
+    """
+    if values.ndim != 1 or len(values) == 0:
+        raise ParameterError(f"mean_interval: n >= 1 numbers must be given; got {values.shape}.")
+    n, mean = len(values), float(values.mean(dtype=np.float64))
+    if n == 1:
+        return -math.inf, math.inf
+    half = float(stdtrit(n - 1, 0.5 + level / 2) * values.std(ddof=1, dtype=np.float64) / math.sqrt(n))
+    return mean - half, mean + half
+
+
 def paired_bootstrap(
-    a: npt.NDArray[np.bool_], b: npt.NDArray[np.bool_], *, level: float = 0.95, draws: int = 2000, seed: int = 0
+    a: npt.NDArray[Any], b: npt.NDArray[Any], *, level: float = 0.95, draws: int = 2000, seed: int = 0
 ) -> tuple[float, float, float]:
-    """Bound the difference of two accuracies measured on the same images, by resampling images.
+    """Bound the difference of two means measured on the same images, by resampling images.
 
     The percentile interval over ``draws`` resamples (Efron and Tibshirani 1993, chapter 13). It speaks of these two
     nets and other images, not of nets trained from other seeds.
 
     Args:
-        a: Per-image outcomes of the one net, shape (n,).
-        b: Outcomes of the other net on the same images in the same order, shape (n,).
+        a: Per-image outcomes (bool) or numbers (float) of the one net, shape (n,).
+        b: Those of the other net on the same images in the same order, shape (n,).
         level: Confidence, in (0, 1).
         draws: Number of resamples.
         seed: Seed of the resamples.
 
     Returns:
-        mean(a) - mean(b), and its lower and upper bound, in [-1, 1].
+        mean(a) - mean(b), and its lower and upper bound.
 
     Raises:
         ParameterError: the shapes differ or are empty.
     """
     if a.shape != b.shape or a.ndim != 1 or len(a) == 0:
         raise ParameterError(f"paired_bootstrap: the same n >= 1 images must be behind both; got {a.shape}, {b.shape}.")
+    if a.dtype != np.bool_ or b.dtype != np.bool_:
+        return _resample(a.astype(np.float64) - b.astype(np.float64), level=level, draws=draws, seed=seed)
     difference = a.astype(np.int8) - b.astype(np.int8)
     n = len(difference)
     # only the counts of +1, 0 and -1 matter, so a resample of n images is one multinomial draw
     counts = np.array([np.sum(difference == value) for value in (1, 0, -1)])
     drawn = np.random.default_rng(seed).multinomial(n, counts / n, size=draws)
     means = (drawn[:, 0] - drawn[:, 2]) / n
+    low, high = np.quantile(means, [(1 - level) / 2, (1 + level) / 2])
+    return float(difference.mean()), float(low), float(high)
+
+
+def _resample(
+    difference: npt.NDArray[np.float64], *, level: float, draws: int, seed: int
+) -> tuple[float, float, float]:
+    """Bound the mean of numbers, some rows of the resamples at a time."""
+    rng, n = np.random.default_rng(seed), len(difference)
+    at_once = max(1, CHUNK // n)
+    sizes = [min(at_once, draws - start) for start in range(0, draws, at_once)]
+    means = np.concatenate([difference[rng.integers(n, size=(size, n))].mean(axis=1) for size in sizes])
     low, high = np.quantile(means, [(1 - level) / 2, (1 + level) / 2])
     return float(difference.mean()), float(low), float(high)
 

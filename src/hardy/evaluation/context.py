@@ -21,6 +21,7 @@ from hardy.attacks.state import AnyAttack, ForeignAttack, Stop
 from hardy.evaluation.budget import Budget
 from hardy.evaluation.fingerprint import behaviour_digest, images_digest, weights_digest
 from hardy.evaluation.journal import Journal, joined
+from hardy.evaluation.material import Material
 from hardy.results import Axis, Point, point
 from hardy.threats import Threat
 
@@ -80,6 +81,7 @@ class Context:
         twin: A differentiable stand-in for the net, that gradients are taken of besides those of the net itself.
         draws: Answers that are averaged or voted where the net is random; 1 where it is not.
         budget: How hard the other axes try.
+        material: What some axes need besides.
         seed: Seed of everything random.
         batch_size: Rows per pass.
         journal: Where finished parts of attacks are kept; None for nowhere.
@@ -101,6 +103,7 @@ class Context:
     twin: nn.Module | None = None
     draws: int = 1
     budget: Budget = field(default_factory=Budget)
+    material: Material = field(default_factory=Material)
     seed: int = 0
     batch_size: int = 128
     journal: Journal | None = None
@@ -252,7 +255,8 @@ class Measured:
         eps_broken: That budget; inf where none did.
         gradients: How many gradients the search saw, per image.
         zero_gradients: How many of them vanished.
-        arrays: Further values per image, kept in the record as ``"axis/name"``.
+        arrays: Further values per image, kept in the record as ``"axis/name"``; those that a score is the mean of
+            have its label.
     """
 
     axis: Axis
