@@ -20,7 +20,11 @@ from hardy.surgery import attach, attachments, strip
 from hardy.training.recipe import build_methods, method_table
 
 NETS = ["cifar_resnet8", "cifar_wrn16_4", "timm:resnet10t"]
-SMALL: dict[str, dict[str, Any]] = {"cifar_resnet8": {"width": 4}, "cifar_wrn16_4": {"width": 4}}
+SMALL: dict[str, dict[str, Any]] = {
+    "cifar_vgg16": {"width": 2},
+    "cifar_resnet8": {"width": 4},
+    "cifar_wrn16_4": {"width": 4},
+}
 # method -> field -> two values that make different nets or steps
 FIELDS: dict[str, dict[str, tuple[Any, Any]]] = {
     "lfm": {
@@ -74,7 +78,16 @@ FIELDS: dict[str, dict[str, tuple[Any, Any]]] = {
     },
     "gaussian_noise": {"sigma": (0.1, 0.3), "p": (1.0, 0.3)},
     "label_smoothing": {"smoothing": (0.1, 0.5)},
+    "margin_bound": {"weight": (1.0, 0.1), "eps": (0.1, 0.01), "weight_eps": (0.0, 0.01)},
+    "soft_threshold": {
+        "threshold": (0.1, 0.5),
+        "position": ("post_norm", "post_conv"),
+        "sites": (("bottom",), ("top",)),
+    },
+    "row_norm": {"bound": (10.0, 0.5), "sites": (("*",), ("stem",))},
 }
+CHAINS = {"margin_bound"}  # work on feed-forward nets without live masks only
+UNCHAINED = {"stochastic_depth", "defective_conv", "soft_threshold"}  # need shortcuts, or are live
 ACTIVE: dict[str, dict[str, Any]] = {  # so that every image is changed while another field is looked at
     "lfm": {"p": 0.5},
     "drop_block": {"p": 0.5},
@@ -82,11 +95,13 @@ ACTIVE: dict[str, dict[str, Any]] = {  # so that every image is changed while an
     "gaussian_noise": {"p": 1.0},
     "cutmix": {"p": 1.0},
     "stochastic_depth": {"p": 0.9},
+    "row_norm": {"bound": 0.5},
 }
 KEY = seeding.keys(seeding.root(0, "images"), torch.arange(8))
 
 
-def build(net: str = "cifar_resnet8") -> nn.Module:
+def build(net: str = "cifar_resnet8", *names: str) -> nn.Module:
+    net = "cifar_vgg16" if CHAINS & {*names} else net
     return hardy.load_model(net, num_classes=4, args=SMALL.get(net), seed=0)
 
 
@@ -100,9 +115,9 @@ def y() -> Tensor:
     return torch.arange(8) % 4
 
 
-def step_of(method: Method, x: Tensor, y: Tensor) -> list[Tensor]:
+def step_of(name: str, method: Method, x: Tensor, y: Tensor) -> list[Tensor]:
     """Give the losses and one gradient of a training step."""
-    model = build()
+    model = build("cifar_resnet8", name)
     attach(model, [method], example=x, seed=0)
     _, losses = Objective(model)(x, y, KEY)
     torch.stack(list(losses.values())).sum().backward()
@@ -127,7 +142,9 @@ def test_the_table_above_is_complete() -> None:
 @pytest.mark.parametrize(("name", "field"), [(name, field) for name, fields in FIELDS.items() for field in fields])
 def test_attach_passes_every_field_on(name: str, field: str, x: Tensor, y: Tensor) -> None:
     base = METHODS[name](**{k: v for k, v in ACTIVE.get(name, {}).items() if k != field})
-    one, same, other = (step_of(dataclasses.replace(base, **{field: FIELDS[name][field][i]}), x, y) for i in (0, 0, 1))
+    one, same, other = (
+        step_of(name, dataclasses.replace(base, **{field: FIELDS[name][field][i]}), x, y) for i in (0, 0, 1)
+    )
     assert all(map(torch.equal, one, same))
     assert len(one) != len(other) or not all(map(torch.equal, one, other))
 
@@ -136,7 +153,7 @@ def test_attach_passes_every_field_on(name: str, field: str, x: Tensor, y: Tenso
 @pytest.mark.parametrize("name", METHODS)
 def test_a_resumed_run_equals_one_that_never_stopped(name: str, net: str, x: Tensor, y: Tensor) -> None:
     def start() -> tuple[nn.Module, Objective, torch.optim.Optimizer]:
-        model = build(net)
+        model = build(net, name)
         attach(model, [METHODS[name](**ACTIVE.get(name, {}))], example=x, seed=0)
         objective = Objective(model)
         return model, objective, torch.optim.SGD(objective.parameters(), lr=0.1, momentum=0.9)
@@ -160,7 +177,7 @@ def test_a_resumed_run_equals_one_that_never_stopped(name: str, net: str, x: Ten
 
 @pytest.mark.parametrize("name", METHODS)
 def test_a_trained_net_is_saved_and_loaded_bit_for_bit(name: str, x: Tensor, y: Tensor, tmp_path: Path) -> None:
-    model = build()
+    model = build("cifar_resnet8", name)
     attach(model, [METHODS[name]()], example=x, seed=3)
     objective = Objective(model)
     train(objective, torch.optim.SGD(objective.parameters(), lr=0.1), x, y, range(2))
@@ -185,10 +202,12 @@ def test_the_table_of_a_method_builds_it_again(name: str) -> None:
 @pytest.mark.parametrize("second", METHODS)
 @pytest.mark.parametrize("first", METHODS)
 def test_any_two_compose_and_come_off_again(first: str, second: str, x: Tensor, y: Tensor) -> None:
-    model = build()
+    model = build("cifar_resnet8", first, second)
     tree, want = list(model.named_modules()), copy.deepcopy(model).eval()(x)
+    if CHAINS & {first, second} and UNCHAINED & {first, second}:
+        pytest.skip("a pair that works on no net at all: tests/methods/test_margin_bound.py")
     attached = attach(model, [METHODS[first](), METHODS[second]()], example=x, seed=0)
-    if first == second and CARDS[first].kind == "loss":
+    if first == second == "label_smoothing":
         with pytest.raises(AttachError, match="only one method can define the task loss"):
             Objective(model)
     else:
@@ -199,5 +218,5 @@ def test_any_two_compose_and_come_off_again(first: str, second: str, x: Tensor, 
         assert all(p.grad is not None and p.grad.isfinite().all() for p in model.parameters())
     attached.detach()
     assert list(model.named_modules()) == tree
-    model.load_state_dict(build().state_dict())
+    model.load_state_dict(build("cifar_resnet8", first, second).state_dict())
     assert torch.equal(model.eval()(x), want)

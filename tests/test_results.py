@@ -17,7 +17,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from hardy.errors import DataError, ParameterError
-from hardy.results import FORMAT, Axis, Check, Point, Result, point
+from hardy.results import FORMAT, Axis, Check, Point, Result, Score, mean_score, point
 from hardy.stats import wilson
 from hardy.threats import Threat
 
@@ -271,3 +271,45 @@ class TestDamage:
             pass
         finally:
             file.write_bytes(whole)
+
+
+class TestScores:
+    axis = Axis(
+        name="corruptions", question="?", headline="mean", points=(point("fog 1", RIGHT),),
+        scores=(
+            mean_score("mean", np.array([0.5, 1.0, 0.0, 0.75], np.float32), kind="accuracy"),
+            Score(label="mCE", value=1.25, kind="error", n=4, unit="", details={"reference": "net"}),
+        ),
+    )  # fmt: skip
+
+    def test_are_written_and_read(self, tmp_path: Path) -> None:
+        made = result(axes=(self.axis,))
+        made.save(tmp_path / "result.json")
+        again = Result.read(tmp_path / "result.json")
+        assert again == made and isinstance(again.axes[0].scores[1], Score)
+        assert again.score("corruptions", "mCE").value == 1.25
+
+    def test_a_mean_of_accuracies_is_an_accuracy_and_an_error_is_none(self) -> None:
+        made = result(axes=(self.axis,))
+        assert made.accuracy("corruptions") == 0.5625 == made.score("corruptions").value
+        assert made.accuracy("corruptions", "fog 1") == 0.75
+        with pytest.raises(ParameterError, match=r"corruptions/mCE is a score .error., no accuracy"):
+            made.accuracy("corruptions", "mCE")
+        with pytest.raises(ParameterError, match="corruptions has no score 'mce'"):
+            made.score("corruptions", "mce")
+
+    def test_the_interval_of_a_mean_stays_inside_and_never_has_no_width(self) -> None:
+        wide = mean_score("m", np.array([0.0, 1.0]), kind="accuracy")
+        assert (wide.low, wide.high) == (0.0, 1.0)
+        sure = mean_score("m", np.ones(10), kind="accuracy")
+        assert (sure.low, sure.high) == wilson(10, 10)
+        assert mean_score("m", np.array([0.3]), kind="error").low is None
+
+    def test_format_1_has_no_scores_and_is_still_read(self, saved: Path) -> None:
+        data = json.loads(saved.read_text())
+        data["format"] = 1
+        for axis in data["axes"]:
+            del axis["scores"]
+        saved.write_text(json.dumps(data))
+        again = Result.read(saved)
+        assert [axis.scores for axis in again.axes] == [(), ()] and again.accuracy("eps_curve", "pgd 4/255") == 0.75

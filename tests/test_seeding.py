@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from scipy import stats
 from torch import Tensor
 
-from hardy.seeding import fold, keys, normal, permutation, root, uniform
+from hardy.seeding import PART, fold, keys, normal, permutation, root, uniform
 
 ROOT = root(0, "test")
 KEYS, UNIFORM = (
@@ -235,3 +235,14 @@ def test_everything_leaves_the_global_generator_alone(draw_one: Callable[..., Te
     before, key = torch.get_rng_state(), keys(ROOT, torch.arange(3))
     assert torch.equal(draw_one(key, 1, (2,)), draw_one(key, 1, (2,)))
     assert torch.equal(torch.get_rng_state(), before)
+
+
+@pytest.mark.parametrize("draw", [uniform, normal])
+def test_many_numbers_are_drawn_in_parts_that_do_not_show(draw: Callable[..., Tensor]) -> None:
+    key = keys(root(1, "parts"), torch.arange(9))
+    size = PART // 4 + 1  # three rows at a time
+    whole = draw(key, 2, (size,))
+    assert whole.shape == (9, size) and key.tolist() == keys(root(1, "parts"), torch.arange(9)).tolist()
+    for i in (0, 2, 3, 8):
+        assert torch.equal(whole[i : i + 1], draw(key[i : i + 1], 2, (size,)))
+    assert draw(key, 2, (0,)).shape == (9, 0) and draw(key[:0], 2, (5,)).shape == (0, 5)

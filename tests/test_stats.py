@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from scipy import stats as scipy_stats
 
 from hardy.errors import ParameterError
-from hardy.stats import paired_bootstrap, sign_test, wilson
+from hardy.stats import clopper_pearson, dkw, mean_interval, paired_bootstrap, sign_test, wilson
 
 
 class TestWilson:
@@ -51,6 +51,21 @@ class TestWilson:
             wilson(k, n)
 
 
+class TestMeanInterval:
+    @given(st.lists(st.floats(-5, 5), min_size=2, max_size=40), st.floats(0.5, 0.99))
+    def test_equals_scipy(self, values: list[float], level: float) -> None:
+        x = np.array(values)
+        want = scipy_stats.t.interval(
+            level, len(x) - 1, loc=x.mean(), scale=x.std(ddof=1) / math.sqrt(len(x)) or 1e-300
+        )
+        assert mean_interval(x, level=level) == pytest.approx(want, abs=1e-9)
+
+    def test_one_number_says_nothing_and_none_is_an_error(self) -> None:
+        assert mean_interval(np.array([0.5])) == (-math.inf, math.inf)
+        with pytest.raises(ParameterError, match="mean_interval: n >= 1 numbers"):
+            mean_interval(np.array([]))
+
+
 def outcomes(n: int, p: float, seed: int) -> np.ndarray:
     return np.random.default_rng(seed).random(n) < p
 
@@ -84,6 +99,21 @@ class TestPairedBootstrap:
         _, low, high = paired_bootstrap(a, b, draws=4000)
         sd = float(np.std(means))  # a 2.5 % quantile of 4000 draws is known to about 0.05 sd
         assert abs(low - want[0]) < 0.25 * sd and abs(high - want[1]) < 0.25 * sd
+
+    def test_numbers_of_0_and_1_are_outcomes(self) -> None:
+        a, b = outcomes(300, 0.8, 0), outcomes(300, 0.6, 1)
+        fast, slow = paired_bootstrap(a, b), paired_bootstrap(a.astype(np.float32), b.astype(np.float32))
+        assert slow == pytest.approx(fast, abs=0.005)
+
+    def test_means_of_numbers_are_those_of_scipy(self) -> None:
+        rng = np.random.default_rng(5)
+        a, b = rng.random(200), rng.random(200) ** 2
+        want = scipy_stats.bootstrap(
+            (a - b,), np.mean, method="percentile", n_resamples=4000, rng=0
+        ).confidence_interval
+        difference, low, high = paired_bootstrap(a, b, draws=4000)
+        assert difference == pytest.approx((a - b).mean())
+        assert (low, high) == pytest.approx((want.low, want.high), abs=0.01)
 
     def test_pairing_narrows_it(self) -> None:
         a = outcomes(500, 0.7, 0)
@@ -131,3 +161,52 @@ def test_the_sign_test_is_the_exact_binomial_test(won: int, lost: int, both: int
 def test_the_sign_test_demands_pairs() -> None:
     with pytest.raises(ParameterError, match="the same n images"):
         sign_test(np.array([True]), np.array([True, False]))
+
+
+@given(st.lists(st.tuples(st.integers(0, 3), st.integers(0, 3)), max_size=30))
+def test_the_sign_test_counts_who_is_above(pairs: list[tuple[int, int]]) -> None:
+    a, b = (np.array([pair[i] / 3 for pair in pairs], dtype=np.float64) for i in (0, 1))
+    assert sign_test(a, b) == sign_test(a > b, b > a)
+
+
+class TestClopperPearson:
+    @settings(deadline=None, max_examples=60)
+    @given(n=st.integers(1, 2000), share=st.floats(0, 1), alpha=st.floats(1e-6, 0.5))
+    def test_equals_scipy(self, n: int, share: float, alpha: float) -> None:
+        k = round(share * n)
+        want = scipy_stats.binomtest(k, n, alternative="greater").proportion_ci(1 - alpha, method="exact").low
+        (low,) = clopper_pearson(np.array([k]), n, alpha=alpha)
+        assert math.isclose(low, want, rel_tol=1e-6, abs_tol=1e-12) and 0 <= low <= k / n
+
+    def test_where_all_hit_it_is_a_root_of_alpha(self) -> None:
+        assert clopper_pearson(np.array([0, 50]), 50, alpha=0.001).tolist() == pytest.approx([0.0, 0.001 ** (1 / 50)])
+
+    @pytest.mark.parametrize("p", [0.02, 0.5, 0.9])
+    def test_is_too_high_no_more_often_than_it_says(self, p: float) -> None:
+        n, alpha, k = 100, 0.05, np.arange(101)  # exactly, by summing over all outcomes
+        wrong = scipy_stats.binom.pmf(k, n, p)[clopper_pearson(k, n, alpha=alpha) > p].sum()
+        assert 0.01 < wrong <= alpha
+
+    @pytest.mark.parametrize(("k", "n"), [(0, 0), (-1, 5), (6, 5)])
+    def test_impossible_counts_are_errors(self, k: int, n: int) -> None:
+        with pytest.raises(ParameterError, match="clopper_pearson: 0 <= successes <= n and n >= 1 must hold"):
+            clopper_pearson(np.array([k]), n, alpha=0.05)
+        with pytest.raises(ParameterError, match="alpha must be in"):
+            clopper_pearson(np.array([1]), 5, alpha=1.0)
+
+
+class TestDkw:
+    def test_the_band_is_broken_as_often_as_it_says(self) -> None:
+        n, runs, alpha = 400, 2000, 0.2
+        draws = np.sort(np.random.default_rng(0).random((runs, n)), axis=1)
+        # share of draws at or below a level, minus its probability: largest at the draws themselves
+        most = (np.arange(1, n + 1) / n - draws).max(axis=1)
+        broken = float(np.mean(most > dkw(n, alpha=alpha)))
+        se = math.sqrt(alpha * (1 - alpha) / runs)
+        assert alpha - 0.05 < broken < alpha + 3 * se  # the constant is tight for many draws
+        assert dkw(n, alpha=alpha) == pytest.approx(math.sqrt(-math.log(alpha) / 800))
+
+    @pytest.mark.parametrize(("n", "alpha"), [(0, 0.1), (5, 0.0), (5, 0.51)])
+    def test_out_of_range_is_an_error(self, n: int, alpha: float) -> None:
+        with pytest.raises(ParameterError, match=r"dkw: n >= 1 and 0 < alpha <= 0\.5 must hold"):
+            dkw(n, alpha=alpha)

@@ -9,7 +9,7 @@ It is not cryptographic.
 
 import hashlib
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import torch
 from jaxtyping import Float, Int
@@ -18,6 +18,8 @@ from torch import Tensor
 __all__ = ["fold", "keys", "normal", "permutation", "root", "uniform"]
 
 GOLDEN = 0x9E3779B97F4A7C15 - 2**64  # 2^64 / golden ratio, odd; written as a signed 64-bit integer
+PART = 2**17  # numbers drawn at a time on a CPU
+Draw = Callable[[Tensor, "int | Tensor", int], Tensor]
 MIX1, MIX2 = 0xBF58476D1CE4E5B9 - 2**64, 0x94D049BB133111EB - 2**64
 
 
@@ -53,12 +55,7 @@ def uniform(key: Int[Tensor, "n"], counter: int | Int[Tensor, ""], shape: Sequen
         >>> torch.equal(uniform(key, 7, (2,))[1:], uniform(key[1:], 7, (2,)))
         True
     """
-    start = _mix(_mix(key) + counter)
-    lanes = torch.arange(1, math.prod(shape) + 1, device=key.device)
-    if torch.compiler.is_compiling():  # data, not an index: the compiler's exact integers do not wrap
-        lanes = lanes + (start[:, None] & 0)
-    bits = _mix(start[:, None] + lanes * GOLDEN)
-    return (_shift(bits, 40).float() * 2.0**-24).reshape(len(key), *shape)
+    return _in_parts(_uniform, key, counter, math.prod(shape)).reshape(len(key), *shape)
 
 
 def normal(key: Int[Tensor, "n"], counter: int | Int[Tensor, ""], shape: Sequence[int]) -> Float[Tensor, "n ..."]:
@@ -67,13 +64,7 @@ def normal(key: Int[Tensor, "n"], counter: int | Int[Tensor, ""], shape: Sequenc
     Returns:
         float32, shape ``(n, *shape)``, at most 5.9 in size; equal over devices up to rounding.
     """
-    size = math.prod(shape)
-    half = (size + 1) // 2
-    u = uniform(key, counter, (2 * half,))
-    radius = torch.sqrt(-2 * torch.log(u[:, :half] + 2.0**-25))  # the shift keeps the logarithm finite
-    angle = 2 * math.pi * u[:, half:]
-    both = torch.cat([radius * torch.cos(angle), radius * torch.sin(angle)], dim=1)
-    return both[:, :size].reshape(len(key), *shape)
+    return _in_parts(_normal, key, counter, math.prod(shape)).reshape(len(key), *shape)
 
 
 def permutation(key: Int[Tensor, "n"], counter: int | Int[Tensor, ""], size: int) -> Int[Tensor, "n size"]:
@@ -81,13 +72,42 @@ def permutation(key: Int[Tensor, "n"], counter: int | Int[Tensor, ""], size: int
     return torch.argsort(uniform(key, counter, (size,)), dim=1, stable=True)
 
 
+def _in_parts(draw: Draw, key: Int[Tensor, "n"], counter: int | Int[Tensor, ""], size: int) -> Float[Tensor, "n size"]:
+    """Draw some rows at a time, so that on a CPU they stay in its cache: three times as fast, the same numbers."""
+    rows = max(1, PART // max(1, size))
+    if key.device.type != "cpu" or torch.compiler.is_compiling() or len(key) <= rows:
+        return draw(key, counter, size)
+    return torch.cat([draw(part, counter, size) for part in torch.split(key, rows)])
+
+
+def _uniform(key: Int[Tensor, "n"], counter: int | Int[Tensor, ""], size: int) -> Float[Tensor, "n size"]:
+    start = _mix(_mix(key) + counter)
+    lanes = torch.arange(1, size + 1, device=key.device)
+    if torch.compiler.is_compiling():  # data, not an index: the compiler's exact integers do not wrap
+        lanes = lanes + (start[:, None] & 0)
+    return _shift(_mix_(start[:, None] + lanes * GOLDEN), 40).float().mul_(2.0**-24)
+
+
+def _normal(key: Int[Tensor, "n"], counter: int | Int[Tensor, ""], size: int) -> Float[Tensor, "n size"]:
+    half = (size + 1) // 2
+    u = _uniform(key, counter, 2 * half)
+    radius = (u[:, :half] + 2.0**-25).log_().mul_(-2).sqrt_()  # the shift keeps the logarithm finite
+    angle = 2 * math.pi * u[:, half:]
+    return torch.cat([radius * torch.cos(angle), radius * angle.sin_()], dim=1)[:, :size]
+
+
 def _shift(z: Int[Tensor, "..."], by: int) -> Int[Tensor, "..."]:
     """Shift right and fill with zeros; ``>>`` alone would copy the sign."""
-    return (z >> by) & ((1 << (64 - by)) - 1)
+    return (z >> by).bitwise_and_((1 << (64 - by)) - 1)
 
 
 def _mix(z: Int[Tensor, "..."]) -> Int[Tensor, "..."]:
     """Apply the finaliser of SplitMix64, a bijection of the 64-bit integers; overflow wraps on purpose."""
-    z = (z ^ _shift(z, 30)) * MIX1
-    z = (z ^ _shift(z, 27)) * MIX2
-    return z ^ _shift(z, 31)
+    return _mix_(z.clone())
+
+
+def _mix_(z: Int[Tensor, "..."]) -> Int[Tensor, "..."]:
+    """Do so in place."""
+    z.bitwise_xor_(_shift(z, 30)).mul_(MIX1)
+    z.bitwise_xor_(_shift(z, 27)).mul_(MIX2)
+    return z.bitwise_xor_(_shift(z, 31))

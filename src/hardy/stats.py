@@ -5,11 +5,11 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
-from scipy.special import bdtr, ndtri, stdtrit
+from scipy.special import bdtr, betaincinv, ndtri, stdtrit
 
 from hardy.errors import ParameterError
 
-__all__ = ["mean_interval", "paired_bootstrap", "sign_test", "wilson"]
+__all__ = ["clopper_pearson", "dkw", "mean_interval", "paired_bootstrap", "sign_test", "wilson"]
 
 CHUNK = 2**22  # numbers drawn at a time
 
@@ -117,15 +117,15 @@ def _resample(
     return float(difference.mean()), float(low), float(high)
 
 
-def sign_test(a: npt.NDArray[np.bool_], b: npt.NDArray[np.bool_]) -> float:
-    """Test exactly whether two nets are right equally often, on the images on which just one of them is right.
+def sign_test(a: npt.NDArray[Any], b: npt.NDArray[Any]) -> float:
+    """Test exactly whether two nets do better equally often, on the images on which one of them does better.
 
-    Both directions count (McNemar's exact test). A percentile interval of four differing images that agree excludes 0;
-    this test does not.
+    Both directions count; for outcomes this is McNemar's exact test. A percentile interval of four differing images
+    that agree excludes 0; this test does not.
 
     Args:
-        a: Per-image outcomes of the one net, shape (n,).
-        b: Outcomes of the other net on the same images in the same order, shape (n,).
+        a: Per-image outcomes (bool) or numbers (float) of the one net, shape (n,).
+        b: Those of the other net on the same images in the same order, shape (n,).
 
     Returns:
         The p-value, in (0, 1]; 1 where no image differs.
@@ -139,5 +139,58 @@ def sign_test(a: npt.NDArray[np.bool_], b: npt.NDArray[np.bool_]) -> float:
     """
     if a.shape != b.shape or a.ndim != 1:
         raise ParameterError(f"sign_test: the same n images must be behind both; got {a.shape}, {b.shape}.")
-    won, lost = int(np.sum(a & ~b)), int(np.sum(b & ~a))
+    won, lost = int(np.sum(a > b)), int(np.sum(b > a))
     return min(1.0, 2 * float(bdtr(min(won, lost), won + lost, 0.5)))
+
+
+def clopper_pearson(successes: npt.NDArray[np.integer[Any]], n: int, *, alpha: float) -> npt.NDArray[np.float64]:
+    """Bound probabilities from below by the exact one-sided interval: too high with probability ``alpha`` at most.
+
+    Args:
+        successes: How many of ``n`` independent draws hit, in [0, n]; any shape.
+        n: Number of draws, at least 1.
+        alpha: Probability of a wrong bound, in (0, 1).
+
+    Returns:
+        Lower bounds in [0, 1], one for each number.
+
+    Raises:
+        ParameterError: no draws, more hits than draws, or ``alpha`` out of range.
+
+    Source: Clopper, Pearson, Biometrika 26 (1934).
+
+    Example:
+        >>> clopper_pearson(np.array([0, 90, 100]), 100, alpha=0.001).round(3)
+        array([0.   , 0.775, 0.933])
+    """
+    if n < 1 or bool(np.any((successes < 0) | (successes > n))):
+        raise ParameterError(f"clopper_pearson: 0 <= successes <= n and n >= 1 must hold; got {successes} of {n}.")
+    if not 0 < alpha < 1:
+        raise ParameterError(f"clopper_pearson: alpha must be in (0, 1); got {alpha}.")
+    some = np.maximum(successes, 1)
+    low: npt.NDArray[np.float64] = np.where(successes > 0, betaincinv(some, n - some + 1, alpha), 0.0)
+    return low
+
+
+def dkw(n: int, *, alpha: float) -> float:
+    """Bound how far the share of n independent draws on one side of a level is from its probability, at all levels.
+
+    The inequality of Dvoretzky, Kiefer and Wolfowitz with the constant of Massart, one-sided: with probability
+    ``1 - alpha`` at least, no share is higher than its probability by more than this.
+
+    Args:
+        n: Number of draws, at least 1.
+        alpha: In (0, 0.5], where the one-sided inequality is proved.
+
+    Raises:
+        ParameterError: out of range.
+
+    Source: Massart, Annals of Probability 18 (1990).
+
+    Example:
+        >>> round(dkw(1000, alpha=0.05), 4)
+        0.0387
+    """
+    if not (n >= 1 and 0 < alpha <= 0.5):
+        raise ParameterError(f"dkw: n >= 1 and 0 < alpha <= 0.5 must hold; got n = {n}, alpha = {alpha}.")
+    return math.sqrt(math.log(1 / alpha) / (2 * n))

@@ -15,7 +15,11 @@ from hardy.evaluation import Budget, evaluate
 from hardy.results import Check, Result
 from hardy.threats import Threat
 
-QUICK = Budget(curve_steps=4, noise_draws=10, transfer_steps=5, queries=30, min_norm_steps=5)
+QUICK = Budget(
+    curve_steps=4, noise_draws=10, transfer_steps=5, queries=30, min_norm_steps=5, corruptions=("contrast",),
+    severities=(5,), drop_shares=(0.5,), fills=("mean",), bands=2, band_steps=2, weight_radii=(0.01,), weight_steps=2,
+    weight_restarts=1, bits=(8,), smoothing_draws=12,
+)  # fmt: skip
 PGD5 = (PGD(steps=5),)
 THREAT = Threat("linf", 0.1)
 

@@ -1,5 +1,7 @@
 """Does the defence beat its own base? The same protocol for both, paired over images."""
 
+import dataclasses
+
 import numpy as np
 import pytest
 import torch
@@ -8,8 +10,9 @@ from torch import Tensor, nn
 
 from hardy.attacks import FGSM, PGD, Noise, attack
 from hardy.errors import ParameterError
-from hardy.evaluation import Budget, evaluate
-from hardy.results import Result, Versus
+from hardy.evaluation import Budget, Context, Measured, Source, evaluate
+from hardy.evaluation.versus import versus
+from hardy.results import Axis, Result, Versus, mean_score
 from hardy.threats import Threat
 
 THREAT = Threat("linf", 0.1)
@@ -75,13 +78,56 @@ def test_the_test_is_the_exact_one(net: nn.Module, trained: object, x: Tensor, y
 
 def test_a_net_does_not_beat_itself(net: nn.Module, x: Tensor, y: Tensor) -> None:
     result = against(net, net, x, y)
-    assert [v.verdict for v in result.versus] == ["unclear"] * 3 and {v.difference for v in result.versus} == {0.0}
+    assert {v.axis for v in result.versus} == {"clean", "white_box", "worst_case"}
+    assert {v.verdict for v in result.versus} == {"unclear"} and {v.difference for v in result.versus} == {0.0}
 
 
-def test_without_a_base_or_an_attack_there_is_no_verdict(net: nn.Module, x: Tensor, y: Tensor) -> None:
-    assert evaluate(net, x, y, axes=["clean"], base=net).versus == ()
+def test_without_a_base_there_is_no_verdict(net: nn.Module, x: Tensor, y: Tensor) -> None:
     few = torch.arange(20)
     assert evaluate(net, x[few], y[few], axes=["white_box"], suite=["fgsm"]).versus == ()
+
+
+def test_the_base_is_measured_on_every_axis(net: nn.Module, trained: object, x: Tensor, y: Tensor) -> None:
+    base = trained(3)  # type: ignore[operator]  # a fixture
+    axes = ["clean", "noise", "texture"]
+    result, alone = evaluate(net, x, y, axes=axes, base=base), evaluate(base, x, y, axes=axes)
+    found = named(result)
+    assert list(found) == axes  # and nothing was attacked
+    for axis, v in found.items():
+        assert (v.accuracy, v.base_accuracy) == (result.accuracy(axis), alone.accuracy(axis)), axis
+        assert np.array_equal(result.outcomes_by_point[f"base/{axis}"], alone.outcomes(axis).numpy()), axis
+    assert found["noise"].label == result.axis("noise").headline
+    assert found["texture"].verdict == "description"
+
+
+def measured(values: Tensor, kind: str, *, label: str = "score", kept: bool = True) -> Measured:
+    score = mean_score(label, values.numpy(), kind=kind)  # type: ignore[arg-type]  # literals of the callers
+    arrays = {label: values} if kept else {}
+    return Measured(axis=Axis(name="made", question="?", headline=label, scores=(score,)), outcomes={}, arrays=arrays)
+
+
+def compared(ours: Measured, theirs: Measured, context: Context, base: nn.Module) -> list[Versus]:
+    question = dataclasses.replace(context, seen={"made": ours})
+    made, _ = versus(question, Source("base", base, "base"), {"made": lambda _: theirs})
+    return list(made)
+
+
+def test_less_of_an_error_is_better_and_a_description_is_neither(net: nn.Module, x: Tensor, y: Tensor) -> None:
+    context = Context(
+        model=net, x=x, y=y, rows=torch.arange(len(y)), predictions=y, num_classes=10, threat=THREAT,
+        suite={"fgsm": FGSM()}, memo={},
+    )  # fmt: skip
+    low, high = torch.linspace(0.1, 0.2, 120), torch.linspace(0.3, 0.5, 120)
+    verdicts = {
+        kind: compared(measured(low, kind), measured(high, kind), context, net)[0].verdict
+        for kind in ("accuracy", "quality", "error", "description")
+    }
+    assert verdicts == {"accuracy": "worse", "quality": "worse", "error": "better", "description": "description"}
+    (v,) = compared(measured(low, "error"), measured(high, "error"), context, net)
+    assert v.difference == pytest.approx(float((low - high).mean())) and v.p == pytest.approx(2 * 0.5**120)
+    (bare,) = compared(measured(low, "error", kept=False), measured(high, "error"), context, net)
+    assert (bare.low, bare.p, bare.verdict) == (None, None, "unclear")
+    assert compared(measured(low, "error"), measured(high, "error", label="other"), context, net) == []
 
 
 def test_axes_of_the_model_alone_decide_nothing(net: nn.Module, x: Tensor, y: Tensor) -> None:

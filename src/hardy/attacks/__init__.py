@@ -7,6 +7,7 @@ from torch import Tensor, nn
 
 from hardy.attacks import (
     apgd,
+    band_pgd,
     cw,
     di_fgsm,
     fab,
@@ -24,6 +25,7 @@ from hardy.attacks import (
 )
 from hardy.attacks._card import Card
 from hardy.attacks.apgd import APGD
+from hardy.attacks.band_pgd import BandPGD
 from hardy.attacks.cw import CW
 from hardy.attacks.di_fgsm import DIFGSM
 from hardy.attacks.fab import FAB
@@ -63,6 +65,7 @@ __all__ = [
     "VMIFGSM",
     "Attack",
     "AttackResult",
+    "BandPGD",
     "Card",
     "Goal",
     "HopSkipJump",
@@ -90,6 +93,7 @@ ATTACKS: dict[str, Callable[[], AnyAttack]] = {
     "fmn": FMN,
     "hop_skip_jump": HopSkipJump,
     "spsa": SPSA,
+    "band_pgd": BandPGD,
 }
 CARDS: dict[str, Card] = {
     "fgsm": fgsm.CARD,
@@ -107,6 +111,7 @@ CARDS: dict[str, Card] = {
     "fmn": fmn.CARD,
     "hop_skip_jump": hop_skip_jump.CARD,
     "spsa": spsa.CARD,
+    "band_pgd": band_pgd.CARD,
 }
 
 

@@ -52,8 +52,7 @@ def command(
         str | None,
         typer.Option(
             "--axes",
-            help="Of clean, noise, white_box, eps_curve, minimal_norm, transfer, query, worst_case, texture. "
-            "Default all.",
+            help="Names of axes (the README lists them), or all. Default the recipe's, or all.",
         ),
     ] = None,
     eps: Annotated[
@@ -80,6 +79,26 @@ def command(
     checks: Annotated[
         str, typer.Option("--checks", help="derived, or full: more attacks on what survived.")
     ] = "derived",
+    budget: Annotated[
+        list[str] | None,
+        typer.Option("--budget", help="How hard an axis tries: NAME=VALUE, as severities=1,3,5; repeatable."),
+    ] = None,
+    cue_conflict: Annotated[
+        str | None,
+        typer.Option("--cue-conflict", help="For texture: images in conflict; a folder, a .npz file, or shapes."),
+    ] = None,
+    corrupted: Annotated[
+        str | None, typer.Option("--corrupted", help="For corruptions: cifar-c:DIR or imagenet-c:DIR.")
+    ] = None,
+    mce_reference: Annotated[
+        str | None,
+        typer.Option(
+            "--mce-reference", help="For corruptions: alexnet, or a run or result that the mCE is relative to."
+        ),
+    ] = None,
+    other: Annotated[
+        list[str] | None, typer.Option("--other", help="For ood: data of none of the classes, as --data; repeatable.")
+    ] = None,
     fail_under: Annotated[
         list[str] | None,
         typer.Option("--fail-under", help="AXIS=SHARE: exit 1 if the accuracy is below, or void; repeatable."),
@@ -119,6 +138,7 @@ def command(
 
         hardy evaluate timm:resnet18 --weights my.safetensors --data folder:photos --size 224 --eps 2/255
     """
+    from hardy.cli.material import budget_of, material_of
     from hardy.cli.outcome import hold, show, without_images, write_record
     from hardy.cli.progress import evaluation_progress
     from hardy.cli.targets import open_data, open_target, recipe_of
@@ -133,6 +153,7 @@ def command(
         needs["--robustbench"] = ("clean", "white_box")
     asked = _asked(axes, wish, fail_under=fail_under or [], needs=needs)
     attacks = _attacks(suite or (wish.suite if wish else "standard"), chosen_threat)
+    chosen_budget = budget_of(budget or [], quick=attacks == "quick")
     if robustbench is not None and attacks not in {"standard", "full"}:
         raise ConfigError("--robustbench: needs AutoAttack-standard; use --suite standard or full.")
     where = device_of(device)
@@ -146,6 +167,10 @@ def command(
         model=model,
     )
     target = open_target(model, images, device=where, weights=weights)
+    material = material_of(
+        images, recipe, data=data, cue_conflict=cue_conflict, corrupted=corrupted, reference=mce_reference,
+        other=other or (), device=where,
+    )  # fmt: skip
     named = {"sources": source, "siblings": sibling, "base": [base] if base else [], "twin": [twin] if twin else []}
     others = {
         key: [(t.name, t.model) for t in (open_target(text, images, device=where) for text in texts or ())]
@@ -157,7 +182,7 @@ def command(
         _keep_more(path, target.name, data_name, len(images), chosen_threat, asked)
     question = {"model": model, "data": data_name, "images": len(images), "threat": str(chosen_threat)}
     question |= {"axes": list(asked), "suite": str(attacks), "checks": checks, "seed": seed or 0}
-    question |= {"--source": source, "--sibling": sibling, "--base": base, "--twin": twin}
+    question |= {"--budget": budget, "--source": source, "--sibling": sibling, "--base": base, "--twin": twin}
     with (
         _kept(path.with_suffix(".partial"), question, resume=resume, overwrite=overwrite) as journal,
         evaluation_progress(quiet=quiet, name=target.name) as on_progress,
@@ -169,6 +194,8 @@ def command(
             threat=chosen_threat,
             axes=asked,
             suite=attacks,
+            budget=chosen_budget,
+            material=material,
             checks=_one_of("--checks", checks, ("derived", "full")),
             sources=others["sources"],
             siblings=others["siblings"],
@@ -208,7 +235,7 @@ def _asked(
     """
     from hardy.evaluation import AXES
 
-    asked = parse_list(axes) or (wish.axes if wish else None) or tuple(AXES)
+    asked = tuple(AXES) if axes == "all" else parse_list(axes) or (wish.axes if wish else None) or tuple(AXES)
     if unknown := [axis for axis in asked if axis not in AXES]:
         raise ConfigError(f"--axes: no axis {unknown[0]!r}; {did_you_mean(unknown[0], AXES)}")
     if missing := [axis for axis in _floors(fail_under) if axis not in asked]:

@@ -8,9 +8,13 @@ import typer
 from hardy.cli.common import console
 
 if TYPE_CHECKING:
-    from hardy.results import Result
+    from collections.abc import Iterator
+
+    from hardy.results import Axis, Result, Score
 
 __all__ = ["hold", "show", "without_images", "write_record"]
+
+MOST = 16  # conditions of an axis that are printed one by one
 
 
 def show(result: "Result") -> None:
@@ -21,16 +25,13 @@ def show(result: "Result") -> None:
     for name in ("axis", "condition", "accuracy", "95 % interval"):
         table.add_column(name, justify="right" if name in {"accuracy", "95 % interval"} else "left")
     for axis in result.axes:
-        for point in axis.points:
-            row = f"{point.accuracy:.1%}", f"{point.low:.1%} .. {point.high:.1%}"
-            label = (
-                f"then {point.label}" if "attacked" in point.details and point is not axis.points[0] else point.label
-            )
-            table.add_row(axis.name if point is axis.points[0] else "", label, *row)
+        for i, row in enumerate(_rows(axis)):
+            table.add_row("" if i else axis.name, *row)
     console().print(table)
     for v in result.versus:
-        gap = f"{100 * v.difference:+.1f} points [{100 * v.low:+.1f}, {100 * v.high:+.1f}]"
-        words = f"{v.axis}: {gap} against {v.base}, p = {v.p:.2g}: {v.verdict}"
+        bounds = "" if v.low is None or v.high is None else f" [{100 * v.low:+.1f}, {100 * v.high:+.1f}]"
+        test = "" if v.p is None else f", p = {v.p:.2g}"
+        words = f"{v.axis}: {100 * v.difference:+.1f} points{bounds} against {v.base}{test}: {v.verdict}"
         console().print(words, highlight=False)
     for check in result.checks:
         if check.status in {"warn", "fail"}:
@@ -44,6 +45,28 @@ def show(result: "Result") -> None:
             missing.setdefault(f"{check.evidence}. {check.remedy}", []).append(check.code)
     for why, codes in missing.items():
         console().print(f"not run: {', '.join(codes)}: {why}", highlight=False, style="dim")
+
+
+def _rows(axis: "Axis") -> "Iterator[tuple[str, str, str]]":
+    """Write the numbers of an axis; of many conditions only the one that stands for it, and the means."""
+    few = len(axis.points) <= MOST
+    for point in axis.points:
+        if few or point.label == axis.headline:
+            follows = "attacked" in point.details and point is not axis.points[0] and point.series == "suite"
+            label = f"then {point.label}" if follows else point.label
+            yield label, f"{point.accuracy:.1%}", f"{point.low:.1%} .. {point.high:.1%}"
+    for score in axis.scores:
+        if score.level is None and score.series != "class":
+            yield score.label, *_written(score)
+    if not few:
+        yield f"({len(axis.points)} conditions in the report and the file)", "", ""
+
+
+def _written(score: "Score") -> tuple[str, str]:
+    """Write a score and its interval: an accuracy in percent, another number as it is."""
+    form = "{:.1%}" if score.kind == "accuracy" else "{:.3f}"
+    bounds = "" if score.low is None or score.high is None else f"{form} .. {form}".format(score.low, score.high)
+    return f"{form.format(score.value)} {score.unit}".strip(), bounds
 
 
 def hold(result: "Result", floors: dict[str, float]) -> None:

@@ -1,6 +1,7 @@
 """Data sets that are arrays: the digits that come with scikit-learn, ``.npz`` files, and CIFAR-10."""
 
 import struct
+import tokenize
 import zipfile
 import zlib
 from collections.abc import Mapping
@@ -22,7 +23,7 @@ MAX_CHANNELS = 16
 # what numpy and zipfile raise for damaged files; NotImplementedError and "encrypted" are RuntimeErrors
 DAMAGED = (
     *(OSError, EOFError, RuntimeError, ValueError, TypeError, KeyError, SyntaxError, MemoryError, OverflowError),
-    *(zipfile.BadZipFile, zlib.error, struct.error),
+    *(zipfile.BadZipFile, zlib.error, struct.error, tokenize.TokenError),  # the last for damaged headers of arrays
 )
 
 Array = npt.NDArray[np.generic]

@@ -1,4 +1,4 @@
-"""Load data by name: ``digits``, ``npz:FILE``, ``folder:DIR``, ``cifar10:DIR``."""
+"""Load data by name: ``digits``, ``npz:FILE``, ``folder:DIR``, ``cifar10:DIR``, ``shapes``."""
 
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -13,13 +13,14 @@ from hardy.data.array import ArrayData
 from hardy.data.arrays import cifar10, digits, npz
 from hardy.data.folder import folder
 from hardy.data.rows import Rows, Split, check_memory, spread_order
+from hardy.data.shapes import shapes
 from hardy.errors import DataError, ParameterError, did_you_mean
 
 __all__ = ["LOADERS", "load_data", "resize"]
 
 # name -> loader; it takes the path behind the colon and the wanted size, and gives the parts there are
 Loader = Callable[[Path | None, int | None], dict[Split, Rows]]
-LOADERS: Mapping[str, Loader] = {"digits": digits, "npz": npz, "folder": folder, "cifar10": cifar10}
+LOADERS: Mapping[str, Loader] = {"digits": digits, "npz": npz, "folder": folder, "cifar10": cifar10, "shapes": shapes}
 CHUNK = 1024
 
 
@@ -39,7 +40,7 @@ def load_data(
     are the training part; "test" depends on neither. Data that bring a validation part of their own keep it.
 
     Args:
-        spec: ``digits``, ``npz:FILE``, ``folder:DIR`` or ``cifar10:DIR``.
+        spec: ``digits``, ``npz:FILE``, ``folder:DIR``, ``cifar10:DIR`` or ``shapes[:OPTIONS]``.
         split: "train", "val" or "test".
         limit: At most this many images, each class in proportion (:meth:`ArrayData.limit`); None: all.
         size: Resize the short side to it and cut out the centre, in pixels; None: as they are.

@@ -7,7 +7,7 @@ from typing import Protocol, runtime_checkable
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
-from hardy.errors import DataError
+from hardy.data.cue_conflict import CueConflict
 
 __all__ = ["Attribution", "Corrupted", "CueConflict", "Material"]
 
@@ -40,37 +40,6 @@ class Corrupted(Protocol):
         Raises:
             DataError: not there, damaged, or copies of other images.
         """
-
-
-@dataclass(frozen=True, kw_only=True)
-class CueConflict:
-    """Images whose shape is of one class and whose texture is of another.
-
-    Attributes:
-        x: Images in the size of the model, pixels in [0, 1].
-        shape: Class of the shape; an output of the model.
-        texture: Class of the texture; another output of the model.
-        name: What they are called in the record.
-        mapping: In words, which outputs stand for which classes of the images, if they are not the same.
-
-    Raises:
-        DataError: lengths differ, no image, or shape and texture of an image agree.
-    """
-
-    x: Float[Tensor, "n c h w"]
-    shape: Int[Tensor, "n"]
-    texture: Int[Tensor, "n"]
-    name: str = "cue-conflict"
-    mapping: str = ""
-
-    def __post_init__(self) -> None:
-        if not len(self.x) == len(self.shape) == len(self.texture) > 0:
-            got = (len(self.x), len(self.shape), len(self.texture))
-            raise DataError(f"CueConflict: x, shape and texture must be equally many, at least one; got {got}.")
-        if bool((self.shape == self.texture).any()):
-            raise DataError(
-                "CueConflict: shape and texture of an image must differ. Leave out images where they agree."
-            )
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -1,30 +1,53 @@
-"""Axis ``noise``: how often is the model still right under Gaussian noise? A curve over its strength."""
+"""Axis ``noise``: how often is the model still right under random noise? A curve over the strength of each kind.
 
-from hardy.corruptions import gaussian_noise
+Three kinds: Gaussian, uniform, and salt and pepper. One draw for every image; of a kind, all strengths share it: the
+same pattern, scaled, and for salt and pepper nested sets of pixels, so that the curves are smooth.
+"""
+
+from collections.abc import Callable
+from functools import partial
+
+from jaxtyping import Float
+from torch import Tensor
+
+from hardy.corruptions.gaussian_noise import gaussian_noise
+from hardy.corruptions.salt_pepper import salt_pepper
+from hardy.corruptions.uniform_noise import uniform_noise
 from hardy.evaluation.context import Context, Measured, record
 from hardy.results import Axis
 
 __all__ = ["measure"]
 
 TYPICAL = 0.1  # the headline is the sigma closest to it: the strongest of CIFAR-10-C
+STRENGTH = (
+    "strength (gaussian: sigma; uniform: largest change; both for pixels in [0, 1]; salt and pepper: share of pixels)"
+)
+
+Noisy = Callable[[float], Float[Tensor, "n c h w"]]
 
 
 def measure(context: Context) -> Measured:
-    """Add noise to every image, the same pattern for every sigma, clamped to the box."""
-    key, outcomes, points = context.keys("noise"), {}, []
-    for sigma in context.budget.sigmas:
-        label = _label(sigma)
-        outcomes[label] = context.predict(gaussian_noise(context.x, sigma=sigma, key=key)) == context.y
-        points.append(record(label, outcomes[label], level=sigma, passes={"forward": len(context.x)}))
+    """Add noise to every image, the same pattern for every strength of a kind, clamped to the box."""
+    x, budget = context.x, context.budget
+    gaussian = partial(gaussian_noise, x, key=context.keys("noise"))
+    uniform = partial(uniform_noise, x, key=context.keys("uniform noise"))
+    salted = partial(salt_pepper, x, key=context.keys("salt and pepper"))
+    kinds: list[tuple[str, str, tuple[float, ...], Noisy]] = [
+        ("gaussian", "sigma", budget.sigmas, lambda sigma: gaussian(sigma=sigma)),
+        ("uniform", "uniform", budget.uniform_widths, lambda width: uniform(width=width)),
+        ("salt and pepper", "salt and pepper", budget.salt_pepper_shares, lambda share: salted(share=share)),
+    ]
+    outcomes, points = {}, []
+    for series, word, levels, noisy in kinds:
+        for level in levels:
+            label = f"{word} {level:g}"
+            outcomes[label] = context.predict(noisy(level)) == context.y
+            points.append(record(label, outcomes[label], level=level, series=series, passes={"forward": len(x)}))
     axis = Axis(
         name="noise",
-        question="How often is it still right under Gaussian noise?",
-        headline=_label(min(context.budget.sigmas, key=lambda sigma: abs(sigma - TYPICAL))),
+        question="How often is it still right under random noise: Gaussian, uniform, or salt and pepper?",
+        headline=f"sigma {min(budget.sigmas, key=lambda sigma: abs(sigma - TYPICAL)):g}",
         points=tuple(points),
-        level_name="sigma (pixels in [0, 1])",
+        level_name=STRENGTH,
     )
     return Measured(axis=axis, outcomes=outcomes)
-
-
-def _label(sigma: float) -> str:
-    return f"sigma {sigma:g}"

@@ -16,15 +16,16 @@ from hardy.attacks.passes import sealed_rng
 from hardy.attacks.state import Progress
 from hardy.environment import environment
 from hardy.errors import ParameterError, did_you_mean
-from hardy.evaluation import clean, eps_curve, minimal_norm, noise, query, texture, transfer, white_box, worst_case
 from hardy.evaluation.adaptive import twin_of
+from hardy.evaluation.axes import AXES, check_material
 from hardy.evaluation.budget import Budget
 from hardy.evaluation.checks import DERIVED, FULL
-from hardy.evaluation.context import DRAWS, AxisProgress, Context, Measured, NotMeasured, Source
+from hardy.evaluation.context import DRAWS, AxisProgress, Context, Measured, Source
 from hardy.evaluation.fingerprint import images_digest
 from hardy.evaluation.guards import guards
 from hardy.evaluation.inputs import Batches, Nets, device_of, identities, images, sources_of
 from hardy.evaluation.journal import Journal
+from hardy.evaluation.material import Material
 from hardy.evaluation.pictures import pictures
 from hardy.evaluation.suite import Suite, check_suite, resolve, suite_run
 from hardy.evaluation.verdicts import verdict
@@ -33,18 +34,6 @@ from hardy.results import Check, Result, Versus
 from hardy.threats import Threat
 
 __all__ = ["AXES", "evaluate"]
-
-AXES: dict[str, Callable[[Context], Measured | NotMeasured]] = {
-    "clean": clean.measure,
-    "noise": noise.measure,
-    "white_box": white_box.measure,
-    "eps_curve": eps_curve.measure,
-    "minimal_norm": minimal_norm.measure,
-    "transfer": transfer.measure,
-    "query": query.measure,
-    "worst_case": worst_case.measure,
-    "texture": texture.measure,
-}
 
 
 def evaluate(
@@ -62,7 +51,8 @@ def evaluate(
     rows: Tensor | None = None,
     seed: int = 0,
     batch_size: int = 128,
-    budget: Budget = Budget(),  # noqa: B008  (frozen)
+    budget: Budget | None = None,
+    material: Material = Material(),  # noqa: B008  (frozen)
     checks: Literal["derived", "full"] = "derived",
     journal: str | Path | None = None,
     keep_adversarial: bool = False,
@@ -80,20 +70,22 @@ def evaluate(
         x: Images (n, c, h, w), float in [0, 1]; or a loader of (x, y) batches.
         y: True classes (n,); None with a loader.
         threat: Norm and budget of ``white_box`` and ``transfer``.
-        axes: Names from :data:`AXES`; default all. An axis that lacks its inputs becomes a check that says "not_run".
+        axes: Names of axes (``hardy.evaluation.AXES``); default all. An axis that lacks its inputs becomes a check that
+            says "not_run".
         suite: Attacks of ``white_box``: "standard" (AutoAttack-standard), "quick" or "full"; or a list of names in
             ``hardy.attacks.ATTACKS``, attacks such as ``PGD(steps=100)``, and callables ``(model, x, y) -> x_adv``.
         sources: Independently trained nets for transfer, or (name, net) pairs.
         siblings: Nets made by the same method from another seed (gray-box), or (name, net) pairs.
-        base: The same net before hardening: another source, named "base", and if ``white_box`` is measured the net that
-            the verdict ``Result.versus`` compares with, attacked by the same protocol (which doubles the time).
+        base: The same net before hardening: another source, named "base", and the net that the verdict
+            ``Result.versus`` compares with, measured by the same protocol on every axis (which doubles the time).
         twin: A differentiable stand-in for a net with operations that let no gradient through; the attacks of the suite
             look for gradients there too and are judged on the model. Hardy's own methods bring theirs.
         rows: Identity of each image (n,), such as its place in the data set; the source of its randomness. Default: its
             place in ``x``.
         seed: Seed of everything random.
         batch_size: Rows per pass, at least 1; does not change results.
-        budget: How hard the attacks of the other axes try.
+        budget: How hard the other axes try; default ``Budget()``, or with the suite "quick" ``Budget.quick()``.
+        material: What some axes need besides: cue-conflict images, corrupted copies, other data.
         checks: "derived": guards and what the attacks saw; "full": more attacks, on at most 64 images still robust.
         journal: Folder for finished parts of attacks. What is found there and would come out the same is not computed
             again, so that a stopped evaluation goes on. Who made the folder removes it.
@@ -114,7 +106,8 @@ def evaluate(
         ParameterError: train mode, unknown axis or suite, an attack that is not defined for the norm, two nets of one
             name, wrong number of class names.
         DataError: pixels outside [0, 1], labels outside the outputs, no images, weights in half precision.
-        ShapeError: ``x`` is not n c h w, ``y`` is not (n,), or the model does not return (n, k).
+        ShapeError: ``x`` is not n c h w, ``y`` is not (n,), the model does not return (n, k), or ``material`` is of
+            another size.
     """
     began = time.perf_counter()
     names = _axis_names(axes)
@@ -154,16 +147,18 @@ def evaluate(
             sources=nets,
             twin=stand_in,
             draws=draws,
-            budget=budget,
+            budget=(Budget.quick() if label == "quick" else Budget()) if budget is None else budget,
+            material=material,
             seed=seed,
             batch_size=batch_size,
             journal=None if journal is None else Journal(Path(journal)),
             on_attack=progress.attack,
         )
+        check_material(plain)
         context = plain.answered()
         missing = _measure(context, names, progress)
         found += missing + _derived(context, checks)
-        verdicts, base_outcomes = _versus(context, progress)
+        verdicts, of_base = _versus(context, progress)
         arrays = {
             "labels": _array(y),
             "predictions": _array(context.predictions),
@@ -191,10 +186,11 @@ def evaluate(
         seconds=time.perf_counter() - began,
         outcomes_by_point={
             f"{n}/{label}": _array(right)
-            for n, outcomes in [*((n, m.outcomes) for n, m in context.seen.items()), ("base", base_outcomes)]
+            for n, outcomes in [*((n, m.outcomes) for n, m in context.seen.items()), ("base", of_base)]
             for label, right in outcomes.items()
+            if right.dtype == torch.bool
         },
-        arrays=arrays,
+        arrays=arrays | {f"base/{name}": _array(v) for name, v in of_base.items() if v.dtype != torch.bool},
     )
 
 
@@ -275,12 +271,12 @@ def _through_twin(check: Check) -> Check:
 
 
 def _versus(context: Context, progress: _Reporter) -> tuple[tuple[Versus, ...], dict[str, Tensor]]:
-    """Compare with the base, if there is one and the model was attacked."""
+    """Compare with the base, if there is one."""
     bases = [source for source in context.sources if source.kind == "base"]
-    if not bases or "white_box" not in context.seen:
+    if not bases:
         return (), {}
     progress.begin("base", progress.total)
-    return versus(context, bases[0])
+    return versus(context, bases[0], AXES)
 
 
 def _array(values: Tensor) -> npt.NDArray[Any]:

@@ -24,14 +24,13 @@ from hardy import seeding
 from hardy.attacks.goal import predicted
 from hardy.attacks.guards import check_eval, check_precision, check_range
 from hardy.attacks.norms import norm_of, on_sphere, project, random_start
-from hardy.attacks.passes import Passes, sealed_rng
+from hardy.attacks.passes import sealed_rng
 from hardy.attacks.precision import full_precision
 from hardy.attacks.state import Ball
 from hardy.attacks.verify import inside
-from hardy.errors import AttachError, DataError, LayerNotFoundError, ParameterError, ShapeError
-from hardy.surgery import capture
+from hardy.errors import DataError, ParameterError, ShapeError
+from hardy.evaluation.features import feature_sites, features
 from hardy.threats import Norm, Threat
-from hardy.topology import classifier_inputs
 
 __all__ = ["Find", "Head", "Planted", "ReHeaded", "SelfTest", "discriminate", "plant", "random_search", "self_test"]
 
@@ -129,16 +128,6 @@ class ReHeaded(nn.Module):
         return torch.stack([-score / 2, score / 2], dim=1)
 
 
-def features(net: nn.Module, sites: Sequence[str], x: Float[Tensor, "n c h w"]) -> Float[Tensor, "n d"]:
-    """Give what enters the classifier, flattened, float32, with gradients; the logits where there are no sites."""
-    if not sites:
-        logits: Tensor = net(x)
-        return logits.float()
-    with capture(net, sites, detach=False) as seen:
-        net(x)
-    return torch.cat([z.flatten(1).float() for z in seen.values()], dim=1)
-
-
 def discriminate(inner: Float[Tensor, "n d"], border: Float[Tensor, "k d"]) -> Head | None:
     r"""Fit a linear discriminator that has all inner points on one side and one border point on the other.
 
@@ -210,7 +199,7 @@ def plant(
     x, net = x.detach().clone(), copy.deepcopy(model)
     found: list[tuple[int, Head, Tensor]] = []
     with _quiet(x.device):
-        sites = _sites(net, x)
+        sites = feature_sites(net, x)
         for i in _apart(x, threat):
             border = _points(x[i], key[i], threat, CANDIDATES, border=True)
             points = torch.cat([x[i : i + 1], _points(x[i], key[i], threat, inner), border])
@@ -308,19 +297,6 @@ def _quiet(device: torch.device) -> Iterator[None]:
     """Run in full float32 without gradients; a net that draws from the global generators does not move them."""
     with full_precision(device), sealed_rng(device, 0), torch.inference_mode(False), torch.no_grad():
         yield
-
-
-def _sites(net: nn.Module, x: Float[Tensor, "n c h w"]) -> tuple[str, ...]:
-    """Find what enters the classifier; nothing where there is none or it has not one row per image."""
-    one = x[:1]
-    Passes([net], size=1, n=1, device=x.device).logits(one, torch.zeros(len(one), dtype=torch.int64, device=x.device))
-    try:
-        sites = classifier_inputs(net, one)
-    except (LayerNotFoundError, AttachError):  # AttachError: compiled or wrapped, where nothing can be captured
-        return ()
-    with capture(net, sites) as seen:
-        net(one)
-    return sites if seen and all(len(z) == 1 for z in seen.values()) else ()
 
 
 def _distances(x: Float[Tensor, "n c h w"], images: Float[Tensor, "m c h w"], norm: Norm) -> Float[Tensor, "n m"]:

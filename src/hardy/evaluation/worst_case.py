@@ -14,7 +14,8 @@ from hardy.results import Axis
 
 __all__ = ["ADVERSARIAL", "LABEL", "measure"]
 
-ADVERSARIAL = ("white_box", "eps_curve", "minimal_norm", "transfer", "query")
+ADVERSARIAL = ("white_box", "eps_curve", "minimal_norm", "frequency", "transfer", "query")
+OTHER_LEVELS = ("query", "frequency")  # axes within the threat at every level, which is no eps
 LABEL = "worst case"
 
 
@@ -56,7 +57,7 @@ def _standing(context: Context, measured: Measured) -> Bool[Tensor, "n"]:
     """Say which images every condition of an axis within the threat left right; more queries than needed do no harm."""
     right = context.correct.clone()
     for point in measured.axis.points:
-        within = measured.axis.name == "query" or point.level is None or point.level <= context.threat.eps
+        within = measured.axis.name in OTHER_LEVELS or point.level is None or point.level <= context.threat.eps
         if within:
             right &= measured.outcomes[point.label]
     return right

@@ -14,8 +14,11 @@ from hardy.methods import (
     gaussian_noise,
     label_smoothing,
     lfm,
+    margin_bound,
     mixup,
     random_erasing,
+    row_norm,
+    soft_threshold,
     spatial_dropout,
     stochastic_depth,
 )
@@ -30,8 +33,11 @@ from hardy.methods.dropout import Dropout
 from hardy.methods.gaussian_noise import GaussianNoise
 from hardy.methods.label_smoothing import LabelSmoothing
 from hardy.methods.lfm import LocalFeatureMasking
+from hardy.methods.margin_bound import MarginBound
 from hardy.methods.mixup import Mixup
 from hardy.methods.random_erasing import RandomErasing
+from hardy.methods.row_norm import RowNorm
+from hardy.methods.soft_threshold import SoftThreshold
 from hardy.methods.spatial_dropout import SpatialDropout
 from hardy.methods.stochastic_depth import StochasticDepth
 from hardy.surgery import Method
@@ -50,9 +56,12 @@ __all__ = [
     "GaussianNoise",
     "LabelSmoothing",
     "LocalFeatureMasking",
+    "MarginBound",
     "Method",
     "Mixup",
     "RandomErasing",
+    "RowNorm",
+    "SoftThreshold",
     "SpatialDropout",
     "StochasticDepth",
     "changed_fields",
@@ -73,6 +82,9 @@ METHODS = {
     "augmix": AugMix,
     "gaussian_noise": GaussianNoise,
     "label_smoothing": LabelSmoothing,
+    "margin_bound": MarginBound,
+    "soft_threshold": SoftThreshold,
+    "row_norm": RowNorm,
 }
 CARDS = {
     "lfm": lfm.CARD,
@@ -88,6 +100,9 @@ CARDS = {
     "augmix": augmix.CARD,
     "gaussian_noise": gaussian_noise.CARD,
     "label_smoothing": label_smoothing.CARD,
+    "margin_bound": margin_bound.CARD,
+    "soft_threshold": soft_threshold.CARD,
+    "row_norm": row_norm.CARD,
 }
 PRESETS: Mapping[str, Mapping[str, Method]] = {  # method -> name of a preset -> the spec
     "lfm": lfm.PRESETS,

@@ -7,13 +7,15 @@ import jinja2
 
 from hardy import __version__
 from hardy.reporting.attack_tables import attack_groups, worst_case
+from hardy.reporting.beyond import sections
 from hardy.reporting.cells import SYMBOLS, cell
 from hardy.reporting.charts import swatch
 from hardy.reporting.compare import DESCRIPTIONS, Paired, Score, Topic, axis_names, scores, topics
-from hardy.reporting.curves import curves, point_tables, training_charts
+from hardy.reporting.curves import ATTACKED, curves, point_tables, training_charts
 from hardy.reporting.data import Cell, CheckLine, Column, Legend, ReportData, RunRow, UnderAttack
 from hardy.reporting.numbers import ABSENT, duration, join, ratio
 from hardy.reporting.pictures import gallery
+from hardy.reporting.profile import profile
 from hardy.reporting.runs import Run, read_runs
 from hardy.reporting.sections import attack_checks, check_lines, checks_summary, definitions, per_class, provenance
 from hardy.reporting.statements import TOO_SHORT
@@ -79,9 +81,10 @@ def collect(runs: Sequence[Run], *, title: str | None = None) -> ReportData:
         checks_summary=checks_summary(runs),
         legends=_legends(runs, "key"),
         attack=_under_attack(runs),
-        curve_legends=_legends(runs, "curve-key"),
-        curves=curves(runs, attacked=False),
-        point_tables=point_tables(runs),
+        profile=profile(runs, anchors),
+        section_legends=_legends(runs, "section-key"),
+        sections=sections(runs),
+        point_tables=point_tables(runs, [n for n in axis_names(runs) if n in ATTACKED]),
         per_class=per_class(runs),
         training=training_charts(runs),
         training_legends=_legends(runs, "training-key"),
@@ -109,7 +112,7 @@ def _under_attack(runs: Sequence[Run]) -> UnderAttack | None:
     galleries = [gallery(run, 8 if len(runs) == 1 else 4) for run in runs]
     found = UnderAttack(
         checks=attack_checks(runs),
-        curves=curves(runs, attacked=True),
+        curves=curves(runs, [n for n in axis_names(runs) if n in ATTACKED]),
         groups=attack_groups(runs),
         worst=worst_case(runs),
         versus=versus_rows(runs),

@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
-__all__ = ["COLORS", "Line", "line_chart", "swatch"]
+__all__ = ["COLORS", "GRID", "INK", "MARKERS", "MUTED", "SETTINGS", "Line", "color", "line_chart", "swatch", "to_svg"]
 
 COLORS = 8  # number of --run-N variables in style.css
 INK, MUTED, GRID = "#010101", "#010102", "#010103"  # stand-ins, replaced by what the page defines
@@ -52,6 +52,7 @@ def line_chart(
     chance: float | None = None,
     mark: float | None = None,
     percent: bool = False,
+    diagonal: bool = False,
 ) -> Markup:
     """Draw lines over a common axis.
 
@@ -64,6 +65,7 @@ def line_chart(
         chance: Where guessing would be, in the unit of y.
         mark: Where on the x axis the threat is.
         percent: y runs from 0 to 100.
+        diagonal: Draw where y in percent is x as a share.
     """
     import matplotlib as mpl
     from matplotlib.figure import Figure
@@ -79,11 +81,13 @@ def line_chart(
         _x_axis(axes, ticks)
         if chance is not None:
             _chance(axes, chance)
+        if diagonal:
+            axes.plot([0, 1], [0, 100], color=MUTED, linewidth=1, linestyle=(0, (2, 3)), zorder=1)
         if mark is not None:
             _threat(axes, mark)
         for line in lines:
             _draw(axes, line)
-        return _svg(figure, name)
+        return to_svg(figure, name)
 
 
 def swatch(index: int, *, name: str) -> Markup:
@@ -98,7 +102,12 @@ def swatch(index: int, *, name: str) -> Markup:
         figure.patch.set_visible(False)
         axes.set_ylim(-1, 1)
         _draw(axes, Line(index=index, x=(0.0, 1.0, 2.0), y=(0.0, 0.0, 0.0)), markevery=[1])
-        return _svg(figure, name)
+        return to_svg(figure, name)
+
+
+def color(index: int) -> str:
+    """Give the stand-in for the colour of run ``index``."""
+    return f"#0301{index % COLORS:02x}"
 
 
 def _frame(axes: "Axes", x_label: str, y_label: str) -> None:
@@ -159,17 +168,18 @@ def _apart(axes: "Axes", ticks: Sequence[tuple[float, str]]) -> list[tuple[float
 
 
 def _draw(axes: "Axes", line: Line, markevery: list[int] | None = None) -> None:
-    color = f"#0301{line.index % COLORS:02x}"
+    ink = color(line.index)
     if line.low:
-        axes.fill_between(line.x, line.low, line.high, color=color, alpha=0.11, linewidth=0, zorder=2)
+        axes.fill_between(line.x, line.low, line.high, color=ink, alpha=0.11, linewidth=0, zorder=2)
     axes.plot(
-        line.x, line.y, color=color, linewidth=1.8, linestyle=STYLES[line.index % len(STYLES)],
+        line.x, line.y, color=ink, linewidth=1.8, linestyle=STYLES[line.index % len(STYLES)],
         marker=MARKERS[line.index % len(MARKERS)], markersize=5 if len(line.x) <= 25 else 0, markevery=markevery,
         markeredgewidth=0, clip_on=False, zorder=3 + 1 / (1 + line.index),
     )  # fmt: skip
 
 
-def _svg(figure: "Figure", name: str) -> Markup:
+def to_svg(figure: "Figure", name: str) -> Markup:
+    """Write a figure as SVG for the page: its colours, its fonts, and ids of its own."""
     buffer = io.StringIO()
     figure.savefig(buffer, format="svg", metadata=NO_METADATA)
     text = buffer.getvalue()

@@ -9,18 +9,22 @@ import numpy as np
 from hardy.reporting.refusals import GRAY_BOX, outcomes, refusal, sources_known
 from hardy.reporting.runs import Run
 from hardy.reporting.trust import WORST
-from hardy.results import Axis, Point, Result
+from hardy.results import Axis, Point, Result, ScoreKind
+from hardy.results import Score as AxisScore
 from hardy.stats import paired_bootstrap, sign_test
 
 __all__ = [
     "DESCRIPTIONS",
     "LEVEL",
+    "PROFILE_ONLY",
     "Paired",
     "Score",
     "Topic",
+    "as_point",
     "axis_names",
     "axis_title",
     "find_axis",
+    "headline",
     "holm",
     "pair",
     "partner",
@@ -29,6 +33,8 @@ __all__ = [
 ]
 
 DESCRIPTIONS = ("texture",)  # axes that describe what a net relies on: more is neither better nor worse
+# axes without a column in the verdict table: they stand in the profile
+PROFILE_ONLY = ("per_class", "calibration", "ood", "occlusion", "frequency", "weights", "certified")
 LEVEL = 0.05  # of the sign test
 
 
@@ -45,6 +51,7 @@ class Paired:
         verdict: "gain" or "loss" where the interval excludes 0 and the sign test agrees, else "unclear"; "description"
             where more is neither better nor worse.
         verified: False where the results do not tell whether the attacks were made on the same other net.
+        sign: 1 where more is better, -1 where less is.
     """
 
     mean: float
@@ -54,6 +61,7 @@ class Paired:
     p: float
     verdict: Literal["gain", "loss", "unclear", "description"]
     verified: bool = True
+    sign: int = 1
 
 
 Difference = Paired | str | None
@@ -72,10 +80,10 @@ class Topic:
         axis = find_axis(result, self.axis)
         if axis is None:
             return None
-        headline = next((point for point in axis.points if point.label == axis.headline), None)
+        head = headline(axis)
         if not self.gray_box:
-            return headline
-        level = headline.level if headline else None
+            return head
+        level = head.level if head else None
         twins = [p for p in axis.points if p.series in GRAY_BOX and (level is None or p.level == level)]
         return min(twins, key=lambda p: p.accuracy, default=None)
 
@@ -100,6 +108,21 @@ def find_axis(result: Result, name: str) -> Axis | None:
     return next((axis for axis in result.axes if axis.name == name), None)
 
 
+def headline(axis: Axis) -> Point | None:
+    """Give the accuracy that stands for an axis, be it under one condition or a mean; None for other numbers."""
+    for point in axis.points:
+        if point.label == axis.headline:
+            return point
+    return next((as_point(s) for s in axis.scores if s.label == axis.headline and s.kind == "accuracy"), None)
+
+
+def as_point(score: AxisScore) -> Point:
+    """Treat a mean of accuracies as an accuracy."""
+    low, high = (score.value if bound is None else bound for bound in (score.low, score.high))
+    facts = {"level": score.level, "series": score.series, "passes": score.passes, "details": score.details}
+    return Point(label=score.label, accuracy=score.value, low=low, high=high, n=score.n, **facts)  # type: ignore[arg-type]  # the same fields
+
+
 def axis_names(runs: Sequence[Run]) -> list[str]:
     """List the axes of all runs in the order in which they first appear."""
     return list(dict.fromkeys(axis.name for run in runs for axis in run.result.axes))
@@ -110,10 +133,12 @@ def topics(runs: Sequence[Run]) -> list[Topic]:
     found = []
     for name in axis_names(runs):
         axes = [axis for run in runs if (axis := find_axis(run.result, name))]
+        if name in PROFILE_ONLY or all(headline(axis) is None for axis in axes):
+            continue
         if name in ("eps_curve", "minimal_norm") and all(_says_it_again(run, name) for run in runs):
             continue
-        headline = {point.series for axis in axes for point in axis.points if point.label == axis.headline}
-        if not headline or headline - set(GRAY_BOX):
+        heads = {point.series for axis in axes if (point := headline(axis)) is not None}
+        if heads - set(GRAY_BOX):
             found.append(Topic(axis=name, title=axis_title(name)))
         if any(point.series in GRAY_BOX for axis in axes for point in axis.points):
             found.append(Topic(axis=name, title="gray-box", gray_box=True))
@@ -159,8 +184,10 @@ def partner(axis: Axis | None, point: Point) -> Point | None:
     return same[0] if len(same) == 1 else None
 
 
-def pair(base: Run, run: Run, axis: str, before: Point | None, after: Point) -> Paired | str:
-    """Compare two points image by image, or say in words why that would mislead.
+def pair(
+    base: Run, run: Run, axis: str, before: Point | None, after: Point, *, kind: ScoreKind = "accuracy"
+) -> Paired | str:
+    """Compare two points, or means over images, image by image, or say in words why that would mislead.
 
     The verdict holds for this one comparison; :func:`holm` corrects it for a table.
     """
@@ -180,7 +207,8 @@ def pair(base: Run, run: Run, axis: str, before: Point | None, after: Point) -> 
         high=high,
         differing=int(np.sum(a != b)),
         p=p,
-        verdict="description" if axis in DESCRIPTIONS else "unclear",
+        verdict="description" if axis in DESCRIPTIONS or kind == "description" else "unclear",
+        sign=-1 if kind == "error" else 1,
         verified=sources_known(base.result, run.result, before, after),
     )
     return _judged(made, p)
@@ -206,8 +234,6 @@ def _judged(difference: Paired, p: float) -> Paired:
     if difference.verdict == "description":
         return difference
     verdict: Literal["gain", "loss", "unclear"] = "unclear"
-    if p < LEVEL and difference.low > 0:
-        verdict = "gain"
-    elif p < LEVEL and difference.high < 0:
-        verdict = "loss"
+    if p < LEVEL and (difference.low > 0 or difference.high < 0):
+        verdict = "gain" if difference.sign * difference.mean > 0 else "loss"
     return replace(difference, verdict=verdict)

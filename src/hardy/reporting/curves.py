@@ -13,9 +13,11 @@ from hardy.reporting.runs import Run
 from hardy.reporting.trust import WORST, caution, subject, void
 from hardy.results import Axis, Point
 
-__all__ = ["ATTACKED", "curves", "detail", "point_tables", "training_charts"]
+__all__ = ["ATTACKED", "curved", "curves", "detail", "point_tables", "training_charts"]
 
-ATTACKED = ("white_box", "eps_curve", "minimal_norm", "transfer", "query", "worst_case")  # axes with an adversary
+ATTACKED = (  # axes with an adversary
+    *("white_box", "eps_curve", "minimal_norm", "frequency", "transfer", "query", "worst_case"),
+)
 SEES = {"scores": "This attacker sees the scores of all classes.", "labels only": "This attacker sees the class only."}
 MEDIANS = {
     "minimal_norm": ("median_distance", "Smallest change found, median over the images right before"),
@@ -24,28 +26,33 @@ MEDIANS = {
 NOT_A_LOSS = {"epoch", "step", "lr", "seconds"}
 
 
-def curves(runs: Sequence[Run], *, attacked: bool) -> tuple[Curve, ...]:
-    """Draw every series that was measured at two strengths or more, all runs in one chart.
+def curves(runs: Sequence[Run], names: Sequence[str]) -> tuple[Curve, ...]:
+    """Draw every series of these axes that was measured at two strengths or more, all runs in one chart.
 
     Args:
         runs: What to draw, the baseline first.
-        attacked: The axes with an adversary, or else all the others.
+        names: Names of axes.
     """
-    every = ((name, series) for name in axis_names(runs) for series in _curved(runs, name))
+    order = axis_names(runs)
     return tuple(
-        _curve(runs, name, series, number)
-        for number, (name, series) in enumerate(every)
-        if (name in ATTACKED) == attacked
+        _curve(runs, name, series, f"{order.index(name)}-{i}")
+        for name in names
+        for i, series in enumerate(curved(runs, name))
     )
 
 
-def point_tables(runs: Sequence[Run]) -> tuple[PointTable, ...]:
-    """List the conditions of every axis that has several and is neither a curve nor a table of attacks."""
+def point_tables(runs: Sequence[Run], names: Sequence[str]) -> tuple[PointTable, ...]:
+    """List the conditions of every axis that has several and is neither a curve nor a table of attacks.
+
+    Args:
+        runs: What to list, the baseline first.
+        names: Names of axes.
+    """
     tables = []
-    for name in axis_names(runs):
+    for name in names:
         if name == WORST:
             continue
-        drawn = _curved(runs, name)
+        drawn = curved(runs, name)
         several = bool({point.series for run in runs for point in _points(run, name)} - set(drawn))
         found = [
             (run, axis, point)
@@ -86,7 +93,7 @@ def _training_line(index: int, run: Run, key: str, scale: int) -> Line:
     return Line(index=index, x=tuple(x for x, _ in kept), y=tuple(scale * y for _, y in kept))
 
 
-def _curved(runs: Sequence[Run], name: str) -> list[str]:
+def curved(runs: Sequence[Run], name: str) -> list[str]:
     """List the series of an axis that have two strengths or more, and in every run one point at each."""
     levels: dict[str, set[float]] = {}
     twice = set()
@@ -105,7 +112,7 @@ def _points(run: Run, name: str) -> tuple[Point, ...]:
     return axis.points if axis else ()
 
 
-def _curve(runs: Sequence[Run], name: str, series: str, number: int) -> Curve:
+def _curve(runs: Sequence[Run], name: str, series: str, number: str) -> Curve:
     axes = [find_axis(run.result, name) for run in runs]
     points = [_by_level(axis, series) for axis in axes]
     levels = sorted({value for found in points for value in found})

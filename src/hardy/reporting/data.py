@@ -3,11 +3,25 @@
 from dataclasses import dataclass
 from typing import Literal
 
-from markupsafe import Markup
+from hardy.reporting.parts import (
+    Cell,
+    Chart,
+    Curve,
+    Difference,
+    Heat,
+    Legend,
+    Matrix,
+    MatrixRow,
+    PointRow,
+    PointTable,
+    ScoreTable,
+    TableRow,
+)
 
 __all__ = [
     "AttackGroup",
     "AttackRow",
+    "AxisSection",
     "Cell",
     "Chart",
     "CheckLine",
@@ -25,43 +39,17 @@ __all__ = [
     "PerClass",
     "PointRow",
     "PointTable",
+    "Profile",
+    "ProfileRow",
     "Provenance",
     "ReportData",
     "RunRow",
+    "ScoreTable",
     "Statement",
     "TableRow",
     "UnderAttack",
     "VersusRow",
 ]
-
-
-@dataclass(frozen=True, kw_only=True)
-class Difference:
-    """A paired difference to the baseline, in points; ``word`` and ``symbol`` say what the colour says.
-
-    Both are empty where more is neither better nor worse.
-    """
-
-    text: str
-    interval: str
-    verdict: Literal["gain", "loss", "unclear", "description"]
-    symbol: str
-    word: str
-
-
-@dataclass(frozen=True, kw_only=True)
-class Cell:
-    """One accuracy with its interval; "not measured" where there is none, ``void`` where it is no evidence."""
-
-    column: str
-    accuracy: str
-    measured: bool
-    interval: str = ""
-    count: str = ""
-    href: str = ""
-    difference: Difference | None = None
-    note: str = ""
-    void: bool = False
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -109,62 +97,25 @@ class CheckLine:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Legend:
-    """How a run is drawn in every chart."""
-
-    name: str
-    swatch: Markup
-    is_base: bool
-
-
-@dataclass(frozen=True, kw_only=True)
-class Chart:
-    """An inline SVG and the text that stands for it."""
+class ProfileRow:
+    """One axis of the profile; ``condition`` names the number that stands for it, ``better`` says which way."""
 
     title: str
-    svg: Markup
-    alt: str
-
-
-@dataclass(frozen=True, kw_only=True)
-class TableRow:
-    """A row head and its cells."""
-
-    head: str
+    href: str
+    condition: str
+    better: str
     cells: tuple[Cell, ...]
 
 
 @dataclass(frozen=True, kw_only=True)
-class Curve:
-    """A chart over the strength of something, its numbers, and what they come to in a sentence each."""
+class Profile:
+    """Every axis of robustness side by side: a dot plot, and its numbers; ``names`` are runs, or the base and a run."""
 
     chart: Chart
-    question: str
-    level_name: str
+    legends: tuple[Legend, ...]
     names: tuple[str, ...]
-    rows: tuple[TableRow, ...]
-    notes: tuple[str, ...] = ()
-
-
-@dataclass(frozen=True, kw_only=True)
-class PointRow:
-    """One condition of an axis that is no curve, for one run."""
-
-    run: str
-    label: str
-    series: str
-    cell: Cell
-    details: tuple[str, ...]
-
-
-@dataclass(frozen=True, kw_only=True)
-class PointTable:
-    """All conditions of an axis that is no curve."""
-
-    title: str
-    question: str
-    heads: tuple[str, ...]
-    rows: tuple[PointRow, ...]
+    rows: tuple[ProfileRow, ...]
+    notes: tuple[str, ...]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -193,21 +144,6 @@ class Gallery:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Heat:
-    """A share and how strongly its cell is tinted, 0 to 10; no text where nothing was measured.
-
-    ``mark`` stands beside the number, ``notes`` below it; a number that is ``void`` is no evidence.
-    """
-
-    text: str
-    tint: int
-    interval: str = ""
-    mark: str = ""
-    notes: tuple[str, ...] = ()
-    void: bool = False
-
-
-@dataclass(frozen=True, kw_only=True)
 class AttackRow:
     """What one attack of a suite did; ``kind`` tells attacks from the plain images, the whole suite and controls."""
 
@@ -231,24 +167,16 @@ class AttackGroup:
 
 
 @dataclass(frozen=True, kw_only=True)
-class MatrixRow:
-    """A row of a matrix; ``total`` where it sums up the others."""
+class AxisSection:
+    """All that was found on one axis without an adversary; ``folded`` curves are shown on demand."""
 
-    head: str
-    sub: str
-    cells: tuple[Heat, ...]
-    total: bool = False
-
-
-@dataclass(frozen=True, kw_only=True)
-class Matrix:
-    """A heat map as a table: ``corner`` names its rows, each head and its sub a column."""
-
+    anchor: str
     title: str
-    corner: str
-    heads: tuple[tuple[str, str], ...]
-    rows: tuple[MatrixRow, ...]
     question: str
+    tables: tuple[ScoreTable, ...]
+    matrices: tuple[Matrix, ...]
+    curves: tuple[Curve, ...]
+    folded: tuple[Curve, ...]
     notes: tuple[str, ...] = ()
 
 
@@ -339,8 +267,9 @@ class ReportData:
     checks_summary: tuple[str, ...]
     legends: tuple[Legend, ...]
     attack: UnderAttack | None
-    curve_legends: tuple[Legend, ...]
-    curves: tuple[Curve, ...]
+    profile: Profile | None
+    section_legends: tuple[Legend, ...]
+    sections: tuple[AxisSection, ...]
     point_tables: tuple[PointTable, ...]
     per_class: PerClass | None
     training: tuple[Chart, ...]

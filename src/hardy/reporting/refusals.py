@@ -9,10 +9,21 @@ from hardy.reporting.numbers import level
 from hardy.reporting.trust import REMOVED, WORST, bounded, failed, named, subject
 from hardy.results import Axis, Point, Result
 
-__all__ = ["GRAY_BOX", "outcomes", "own_weights", "refusal", "same_images", "source_weights", "sources_known"]
+__all__ = [
+    "GRAY_BOX",
+    "outcomes",
+    "own_weights",
+    "per_image",
+    "refusal",
+    "same_images",
+    "source_weights",
+    "sources_known",
+]
 
 GRAY_BOX = ("gray-box", "sibling")  # series of attacks made on the same method trained from another seed
-THREAT_FREE = ("clean", "noise", "texture")  # axes that the threat does not enter
+WITH_THREAT = (  # axes that the threat enters
+    *("white_box", "eps_curve", "minimal_norm", "transfer", "query", "worst_case", "frequency", "weights", "certified"),
+)
 SETTINGS = (
     *("attack", "steps", "restarts", "step_size", "random_start", "norm", "eps", "targeted", "draws", "fab_targets"),
     "axes",
@@ -47,12 +58,17 @@ def sources_known(base: Result, run: Result, before: Point, after: Point) -> boo
     return "" not in digests
 
 
-def outcomes(result: Result, axis: str, point: Point) -> npt.NDArray[np.bool_] | None:
-    """Give the outcomes behind a point, unless they are missing or belong to something else."""
-    kept = result.outcomes_by_point.get(f"{axis}/{point.label}")
-    if kept is None or kept.shape != (result.n,) or kept.dtype != np.bool_ or result.n == 0:
+def outcomes(result: Result, axis: str, point: Point) -> npt.NDArray[Any] | None:
+    """Give the number of each image behind a point, or a mean; None where they are missing or something else."""
+    return per_image(result, f"{axis}/{point.label}", point.accuracy)
+
+
+def per_image(result: Result, name: str, mean: float) -> npt.NDArray[Any] | None:
+    """Give the outcomes or numbers per image that are kept under a name and have this mean."""
+    kept: npt.NDArray[Any] | None = result.outcomes_by_point.get(name, result.arrays.get(name))
+    if kept is None or kept.shape != (result.n,) or kept.dtype.kind not in "bf" or result.n == 0:
         return None
-    return kept if abs(float(kept.mean()) - point.accuracy) < 1e-6 else None
+    return kept if abs(float(kept.mean(dtype=np.float64)) - mean) < 1e-5 else None
 
 
 def _other_images(base: Result, run: Result) -> str:
@@ -70,7 +86,7 @@ def _other_images(base: Result, run: Result) -> str:
 
 
 def _other_question(base: Result, run: Result, axis: str, before: Point, after: Point) -> str:
-    if axis not in THREAT_FREE and base.threat != run.threat:
+    if axis in WITH_THREAT and base.threat != run.threat:
         return "other threat"
     if before.level != after.level:
         strengths = [level(p.level, "eps") or "none" for p in (after, before)]

@@ -32,6 +32,19 @@ MEANING = {
     "transfer": "The images are made on the source alone; the attacker asks the attacked net nothing. "
     f"'{REMOVED}' is the net itself without what works at test time.",
     "query": "A query is every point whose output the search looked at; right is what it had not broken after so many.",
+    "calibration": "Confidence is the largest softmax probability. The error of few images is biased upwards, so is "
+    "its interval.",
+    "ood": "The area is the chance that an image of the other data is scored as stranger than an evaluated one.",
+    "corruptions": "Means are over corruptions and severities. Generated frost is no photograph of ice, and the random "
+    "numbers are other ones: compare nets measured alike, not with figures on published corrupted images.",
+    "occlusion": "Where the fills disagree, the net fails because of the patch, not because of what it hides.",
+    "texture": "A description: more is neither better nor worse. Of the high pass a larger cutoff leaves less, of the "
+    "low pass a smaller one.",
+    "frequency": "The attack is confined to one band of frequencies; an attacker is not, so that none of these is a "
+    "robustness. Where the random control is low too, any change in that band fools the net.",
+    "weights": "The net's weights change, not the images alone. What a search found is an upper bound.",
+    "certified": "What is proved of the smoothed classifier, which gives the net's most frequent answer under noise; "
+    "not of the net.",
     "worst_case": "Joined image by image from all axes with an adversary, at most at the eps of the threat; nothing is "
     "attacked anew. It is an upper bound like its parts, and the lowest one.",
 }

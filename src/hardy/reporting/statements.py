@@ -30,7 +30,8 @@ def statements(table: Table) -> tuple[Statement, ...]:
         curve = "eps_curve" if any(find_axis(row[0].run.result, "eps_curve") for row in table) else "minimal_norm"
         made = [
             *(_losses(table), _clean(table), _time(table), _worst(table), against_base([row[0].run for row in table])),
-            *(_along(table, curve, "eps"), *_queries(table), _along(table, "noise", "sigma"), _gray_box(table)),
+            *(_along(table, curve, "eps"), *_queries(table)),
+            *(_along(table, "noise", "sigma", "gaussian"), _gray_box(table)),
             *(_nothing(table), _control(table), _unpaired(table)),
         ]
     return tuple(statement for statement in made if statement)
@@ -123,7 +124,7 @@ def _over(parts: list[str], voids: dict[str, str], unit: str, series: str | None
     nothing = f"No clear difference at any {unit}."
     text = f"{'; '.join(parts)}. Elsewhere on the curve nothing is clear." if parts else nothing
     text += "".join(f" {name} is {why}." for name, why in voids.items() if why)
-    return Statement(label=f"Queries ({series})" if series else f"Over {unit}", text=text)
+    return Statement(label=f"Queries ({series})" if series and unit != "sigma" else f"Over {unit}", text=text)
 
 
 def _gray_box(table: Table) -> Statement | None:

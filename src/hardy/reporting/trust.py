@@ -33,6 +33,7 @@ __all__ = [
 
 GRADIENT = ("white_box", "eps_curve", "minimal_norm")  # axes whose attacks follow the gradient of the net itself
 WORST = "worst_case"
+FOLLOW = ("frequency", "weights")  # axes with a gradient search of their own
 RESTS = (*GRADIENT, WORST)
 REMOVED = "methods removed"  # the net itself without what works at test time: its weights, another function
 BLIND = (
@@ -44,7 +45,7 @@ BEATEN = (
     "transfer_beats_white_box",
 )
 SCOPE: dict[str, tuple[str, ...]] = {
-    **dict.fromkeys(BLIND, RESTS),
+    **dict.fromkeys(BLIND, (*RESTS, *FOLLOW)),
     **dict.fromkeys(BEATEN, GRADIENT),
     "silent_success": ("white_box",),  # a warning: what was passed over is counted
     "source_is_model": ("transfer",),  # white-box once more; the worst case loses nothing by it

@@ -11,10 +11,15 @@ from hardy.reporting.runs import Run
 from hardy.reporting.trust import WORST, bounded, failed, named, warned
 from hardy.results import Result, Versus
 
-__all__ = ["against_base", "answer", "decisive", "versus_rows"]
+__all__ = ["against_base", "answer", "apart", "decisive", "versus_rows", "voided"]
 
 WHERE = {WORST: "in the worst case", "white_box": "on white-box", "clean": "on plain images"}
-VERDICTS: dict[str, Literal["gain", "loss", "unclear"]] = {"better": "gain", "worse": "loss", "unclear": "unclear"}
+VERDICTS: dict[str, Literal["gain", "loss", "unclear", "description"]] = {
+    "better": "gain",
+    "worse": "loss",
+    "unclear": "unclear",
+    "description": "description",
+}
 WORDS = {"better": "is better than", "worse": "is worse than", "unclear": "is neither clearly better nor worse than"}
 
 
@@ -33,7 +38,7 @@ def answer(run: Run) -> str:
     found = decisive(run.result)
     if found is None:
         return ""
-    if codes := _void(run.result, found.axis):
+    if codes := voided(run.result, found.axis):
         return f"Whether it beats {_base(found)} is not known: {named(codes)} failed."
     figures = f"{share(found.accuracy)} against {share(found.base_accuracy)} {WHERE[found.axis]}"
     words = {"better": "it beats", "worse": "it falls behind", "unclear": "it does not clearly beat"}[found.verdict]
@@ -52,12 +57,8 @@ def versus_rows(runs: Sequence[Run]) -> tuple[VersusRow, ...]:
 
 
 def _row(run: Run, v: Versus) -> VersusRow:
-    codes, care = _void(run.result, v.axis), warned(run.result, v.axis)
-    verdict: Literal["gain", "loss", "unclear"] = VERDICTS[v.verdict]
-    made = Difference(
-        text=gap(v.difference), interval=gap_interval(v.low, v.high), verdict=verdict, symbol=SYMBOLS[verdict],
-        word=v.verdict,
-    )  # fmt: skip
+    codes, care = voided(run.result, v.axis), warned(run.result, v.axis)
+    made = apart(v)
     return VersusRow(
         run=run.name,
         base=v.base,
@@ -65,12 +66,25 @@ def _row(run: Run, v: Versus) -> VersusRow:
         own=percent(v.accuracy),
         base_own=percent(v.base_accuracy),
         difference=None if codes else made,
-        p="" if codes else p_value(v.p),
+        p="" if codes or v.p is None else p_value(v.p),
         note=f"void: {named(codes)} failed" if codes else f"{named(care)} warned" if care else "",
     )
 
 
+def apart(v: Versus) -> Difference:
+    """Write the difference to the base."""
+    verdict = VERDICTS[v.verdict]
+    return Difference(
+        text=gap(v.difference),
+        interval="" if v.low is None or v.high is None else gap_interval(v.low, v.high),
+        verdict=verdict,
+        symbol=SYMBOLS[verdict],
+        word="" if verdict == "description" else v.verdict,
+    )
+
+
 def _in_order(result: Result) -> list[Versus]:
+    """List the comparisons that the suite decides; the others stand in the profile."""
     found = {v.axis: v for v in result.versus}
     return [found[axis] for axis in WHERE if axis in found]
 
@@ -92,18 +106,20 @@ def _same(a: Versus, b: Versus) -> bool:
 def _line(run: Run, v: Versus, *, alone: bool, first: bool) -> str:
     """Write one comparison; of a single run the later ones go on from the first."""
     where, who = WHERE[v.axis], "it" if alone else run.name
-    if codes := _void(run.result, v.axis):
+    if codes := voided(run.result, v.axis):
         return f"Whether {who} beats {_base(v)} {where} is not known: the verdict is void, {named(codes)} failed."
     codes = warned(run.result, v.axis)
     care = f"; {named(codes)} warned" if codes else ""
     both = f"{share(v.accuracy)} against {share(v.base_accuracy)}"
-    figures = f"{both} ({gap(v.difference)} points {gap_interval(v.low, v.high)}, {p_value(v.p)}{care})"
+    bounds = f" {gap_interval(v.low, v.high)}" if v.low is not None and v.high is not None else ""
+    test = f", {p_value(v.p)}" if v.p is not None else ""
+    figures = f"{both} ({gap(v.difference)} points{bounds}{test}{care})"
     if alone and not first:
         return f"{where[0].upper()}{where[1:]}: {v.verdict}, {figures}."
     return f"{'It' if alone else who} {WORDS[v.verdict]} {_base(v)} {where}: {figures}."
 
 
-def _void(result: Result, axis: str) -> tuple[str, ...]:
+def voided(result: Result, axis: str) -> tuple[str, ...]:
     """Name the failed checks by which a comparison means nothing: a gain over a sound net would be masked gradients."""
     return failed(result, axis) or bounded(result, axis)
 

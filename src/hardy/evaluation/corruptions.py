@@ -1,0 +1,213 @@
+"""Axis ``corruptions``: how often is the model still right under common corruptions (noise, blur, weather, digital)?
+
+Points are the corruptions at their severities, scores the means over them. The headline is the mean accuracy over the
+15 common corruptions, the number of RobustBench's corruption boards; the 4 further ones have a mean of their own.
+
+mCE and relative mCE: Hendrycks, Dietterich, ICLR 2019, https://arxiv.org/abs/1903.12261, section 4: the error of the
+model, summed over severities, divided by that of a reference net, averaged over the common corruptions; the relative
+one takes errors beyond those on clean images. In percent: the reference net has 100.
+"""
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
+
+import torch
+from jaxtyping import Bool, Float
+from torch import Tensor
+
+from hardy.corruptions.common import CORRUPTIONS, FAMILIES, corrupt, scale_of
+from hardy.corruptions.scale import SEVERITIES
+from hardy.errors import DataError, ParameterError, ShapeError, did_you_mean
+from hardy.evaluation.context import Context, Measured, NotMeasured, record
+from hardy.results import Axis, Point, Score, ScoreKind, mean_score
+
+__all__ = ["check_reference", "measure"]
+
+PART = 4  # batches of images that are corrupted before they are classified, which bounds the memory
+CLEAN = "clean"  # key of the reference's error on clean images
+LEAST = 1e-3  # that the reference must lose to a corruption for a ratio of losses to mean something
+Details = dict[str, str | int | float | bool | None]
+
+
+@dataclass
+class _Found:
+    """What was seen so far: points, outcomes by label, and the mean of the outcomes by corruption."""
+
+    points: list[Point] = field(default_factory=list)
+    outcomes: dict[str, Tensor] = field(default_factory=dict)
+    means: dict[str, Tensor] = field(default_factory=dict)
+    left_out: dict[str, str] = field(default_factory=dict)
+
+
+def measure(context: Context) -> Measured | NotMeasured:
+    """Classify the images under every corruption of ``budget.corruptions`` at every one of ``budget.severities``.
+
+    The corruptions are generated, with the constants that :func:`~hardy.corruptions.scale_of` chooses and new random
+    numbers for every severity, or read from ``material.corrupted``. A corruption that cannot be made of images of this
+    size is left out and named. Means: "mean accuracy" over the common corruptions (over all that were asked for, if
+    none of them is common), "noise", "blur", "weather" and "digital" over the common ones of the family, "extra" over
+    the further ones. With ``material.reference_errors`` also "mCE" and, if it has "clean", "relative mCE"; both need
+    all five severities. The numbers behind a mean, one per image, are in ``arrays``.
+
+    Raises:
+        ParameterError: an unknown name in the reference errors, or such an error out of range.
+        DataError: the published copies are damaged, or are not of these images.
+    """
+    check_reference(context.material.reference_errors)
+    names, source = _names(context), context.material.corrupted
+    if context.x.shape[1] not in {1, 3}:
+        return NotMeasured("corruptions", f"images have {context.x.shape[1]} channels", "Give gray or RGB images.")
+    if not names:
+        there = "" if source is None else ", ".join(source.corruptions)
+        return NotMeasured("corruptions", f"the copies hold none of those asked for, but {there}", "Ask for those.")
+    found = _Found()
+    for name in names:
+        reason = _reason_against(context, name)
+        if reason is None:
+            _measure_one(context, name, found)
+        else:
+            found.left_out[name] = reason
+    if not found.points:
+        reason = next(iter(found.left_out.values()))
+        return NotMeasured("corruptions", f"none can be made of these images ({reason})", "Give larger images.")
+    return _measured(context, found)
+
+
+def _names(context: Context) -> list[str]:
+    """Choose the corruptions, in the order of the table."""
+    asked, source = context.budget.corruptions, context.material.corrupted
+    chosen = [name for name in CORRUPTIONS if not asked or name in asked]
+    return chosen if source is None else [name for name in chosen if name in source.corruptions]
+
+
+def _reason_against(context: Context, name: str) -> str | None:
+    """Try the first image at every severity, so that what cannot work fails before anything is computed."""
+    shape = tuple(context.x.shape[1:])
+    for severity in context.budget.severities:
+        try:
+            got = tuple(_images(context, name, severity, torch.tensor([0], device=context.x.device)).shape[1:])
+        except ShapeError as error:
+            return str(error)
+        if got != shape:
+            raise DataError(
+                f"corruptions: the copies must have the size of the images, {shape}; got {got} for {name}. "
+                f"Load the images in that size."
+            )
+    return None
+
+
+def _measure_one(context: Context, name: str, found: _Found) -> None:
+    """Classify the images under one corruption at every severity."""
+    right = []
+    for severity in context.budget.severities:
+        label = f"{name} {severity}"
+        parts = [context.predict(_images(context, name, severity, part)) for part in _parts(context)]
+        found.outcomes[label] = torch.cat(parts) == context.y
+        right.append(found.outcomes[label])
+        passes = {"forward": len(context.x) * context.draws}
+        facts: Details = {"family": CORRUPTIONS[name].family, "common": CORRUPTIONS[name].common}
+        found.points.append(record(label, right[-1], level=float(severity), series=name, passes=passes, details=facts))
+    found.means[name] = _mean(right)
+
+
+def _parts(context: Context) -> Iterator[Tensor]:
+    """Cut the images into parts that are all at least one batch, so that all pass the net in one padded shape."""
+    n, size = len(context.x), PART * context.batch_size
+    starts = list(range(0, n, size))
+    if len(starts) > 1 and n - starts[-1] < context.batch_size:
+        del starts[-1]
+    for start, end in zip(starts, [*starts[1:], n], strict=True):
+        yield torch.arange(start, end, device=context.x.device)
+
+
+def _images(context: Context, name: str, severity: int, part: Tensor) -> Float[Tensor, "m c h w"]:
+    """Give the corrupted copies of some images."""
+    source = context.material.corrupted
+    if source is not None:
+        return source.images(name, severity, context.rows[part], context.y[part]).to(context.x)
+    key = context.keys(f"corruptions:{name}:{severity}")[part]
+    return corrupt(context.x[part], name, severity=severity, key=key)
+
+
+def _measured(context: Context, found: _Found) -> Measured:
+    """Average the outcomes and write everything down."""
+    common = [name for name in found.means if CORRUPTIONS[name].common]
+    groups = {"mean accuracy": common or list(found.means)}
+    groups |= {family: [name for name in common if CORRUPTIONS[name].family == family] for family in FAMILIES}
+    groups["extra"] = [name for name in found.means if name not in common]
+    facts = _facts(context, found)
+    scores, arrays = [], {}
+    for label, members in groups.items():
+        if members:
+            arrays[label] = _mean([found.means[name] for name in members])
+            details: Details = {"corruptions": len(members), **(facts if label == "mean accuracy" else {})}
+            series = "" if label == "mean accuracy" else "group"
+            scores.append(_score(label, arrays[label], "accuracy", series=series, details=details))
+    for label, values, details in _relative_to_reference(context, {name: found.means[name] for name in common}):
+        arrays[label] = values
+        scores.append(_score(label, values, "error", unit="%", details=details))
+    axis = Axis(
+        name="corruptions",
+        question="How often is it still right under common corruptions: noise, blur, weather, digital?",
+        headline="mean accuracy",
+        points=tuple(found.points),
+        level_name="severity",
+        scores=tuple(scores),
+    )
+    return Measured(axis=axis, outcomes=found.outcomes, arrays=arrays)
+
+
+def _score(label: str, values: Tensor, kind: ScoreKind, **facts: object) -> Score:
+    return mean_score(label, values.cpu().numpy(), kind=kind, **facts)
+
+
+def _facts(context: Context, found: _Found) -> Details:
+    """Say what was measured, for the headline."""
+    source, reference = context.material.corrupted, context.material.reference_errors
+    facts: Details = {
+        "severities": ", ".join(str(severity) for severity in context.budget.severities),
+        "source": "generated" if source is None else source.name,
+    }
+    if source is None:
+        facts["scale"] = scale_of(context.x.shape[2], context.x.shape[3])
+    if found.left_out:
+        facts["left_out"] = "; ".join(f"{name} ({reason})" for name, reason in found.left_out.items())
+    if reference is not None and set(context.budget.severities) != set(SEVERITIES):
+        facts["no_mCE"] = "it needs all five severities"
+    return facts
+
+
+def _relative_to_reference(
+    context: Context, means: Mapping[str, Float[Tensor, "n"]]
+) -> Iterator[tuple[str, Float[Tensor, "n"], Details]]:
+    """Give label, numbers per image and details of the mCE and the relative mCE, if they are defined."""
+    reference = context.material.reference_errors or {}
+    names = [name for name in means if name in reference]
+    if not names or set(context.budget.severities) != set(SEVERITIES):
+        return
+    details: Details = {"reference": context.material.reference_name or "not named", "corruptions": len(names)}
+    yield "mCE", 100 * _mean([(1 - means[name]) / reference[name] for name in names]), details
+    clean = reference.get(CLEAN, 1.0)
+    if any(reference[name] - clean < LEAST for name in names):  # nothing to be relative to
+        return
+    right = context.correct.float()
+    ratios = [(right - means[name]) / (reference[name] - clean) for name in names]
+    yield "relative mCE", 100 * _mean(ratios), {**details, "reference_clean_error": clean}
+
+
+def check_reference(errors: Mapping[str, float] | None) -> None:
+    """Look at the errors of the reference net before anything is computed.
+
+    Raises:
+        ParameterError: an unknown name, or an error outside (0, 1].
+    """
+    for name, error in (errors or {}).items():
+        if name not in CORRUPTIONS and name != CLEAN:
+            known = [*CORRUPTIONS, CLEAN]
+            raise ParameterError(f"corruptions: unknown name {name!r} in reference_errors; {did_you_mean(name, known)}")
+        if not 0 < error <= 1:
+            raise ParameterError(f"corruptions: reference_errors must be in (0, 1]; got {error} for {name}.")
+
+
+def _mean(values: list[Bool[Tensor, "n"]] | list[Float[Tensor, "n"]]) -> Float[Tensor, "n"]:
+    return torch.stack([each.float() for each in values]).mean(dim=0)
