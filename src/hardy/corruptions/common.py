@@ -26,8 +26,9 @@ __all__ = ["ALEXNET_ERRORS", "CORRUPTIONS", "FAMILIES", "Corruption", "Family", 
 Family = Literal["noise", "blur", "weather", "digital"]
 FAMILIES: tuple[Family, ...] = get_args(Family)
 CIFAR_SIDE = 64  # longest short side that the constants of CIFAR-10-C are taken for, in pixels
-CHUNK = 2**21  # values corrupted at a time on a CPU, which bounds the memory, but at least
+CHUNK = 2**20  # values corrupted at a time on a CPU, which bounds the memory, but at least
 ROWS = 16  # images, and in multiples of them: the functions work on groups
+LEVELLED = ("pixelate", "jpeg_compression")  # those give multiples of 1/255 by themselves
 SLACK = 2.0**-10  # of one of 256 levels: rounding errors do not push a level down
 
 
@@ -151,7 +152,11 @@ def corrupt(
     size = max(1, values // max(1, ROWS * x[:1].numel())) * ROWS
     for start in range(0, len(x), size):
         part = slice(start, start + size)
-        out[part] = _levels(apply(x[part], severity=severity, scale=scale, key=key[part]))
+        made = apply(x[part], severity=severity, scale=scale, key=key[part])
+        if name in LEVELLED:
+            out[part] = made
+        else:
+            torch.mul(made, 255, out=out[part]).add_(SLACK).floor_().div_(255)
     return out
 
 
@@ -161,11 +166,6 @@ def scale_of(height: int, width: int) -> Scale:
     There are no constants of their own for other sizes, though Tiny ImageNet-C (64 pixels) has some: this is a choice.
     """
     return "cifar" if min(height, width) <= CIFAR_SIDE else "imagenet"
-
-
-def _levels(x: Float[Tensor, "n c h w"]) -> Float[Tensor, "n c h w"]:
-    """Cut off to multiples of 1/255."""
-    return (x * 255).add_(SLACK).floor_().div_(255)
 
 
 def _check_images(x: Tensor, key: Tensor, name: str) -> None:

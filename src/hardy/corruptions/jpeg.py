@@ -80,7 +80,7 @@ def jpeg_compression(
     check("jpeg_compression", severity, scale)
     quality = QUALITIES[scale][severity - 1]
     code = _gray if x.shape[1] == 1 else _colour
-    return in_chunks(lambda part: code((part * 255).round_(), quality).div_(255), x, multiple=4)
+    return in_chunks(lambda part: code((part * 255).round_(), quality).div_(255), x, multiple=8)
 
 
 def _gray(levels: Float[Tensor, "n 1 h w"], quality: int) -> Float[Tensor, "n 1 h w"]:
