@@ -211,10 +211,10 @@ def test_a_stopped_evaluation_goes_on_only_when_told_to(
     def press(context: object) -> None:
         raise KeyboardInterrupt
 
-    asked = ["evaluate", runs / "a", "--axes", "clean,white_box,texture", "--suite", "pgd,square", "--limit", "20"]
+    asked = ["evaluate", runs / "a", "--axes", "clean,white_box,weights", "--suite", "pgd,square", "--limit", "20"]
     asked += ["--out", tmp_path / "r.json", "--quiet"]
     with monkeypatch.context() as patch:
-        patch.setitem(AXES, "texture", press)
+        patch.setitem(AXES, "weights", press)
         stopped = hardy(*asked)
     kept = tmp_path / "r.partial"
     assert stopped.exit_code == 130 and "go on with --resume" in stopped.stderr and len(list(kept.iterdir())) >= 2

@@ -145,9 +145,20 @@ class Axes:
         brier = ((1 - confident) ** 2 - gain / 10).astype(np.float32)
         self.arrays = {"corruptions/mean accuracy": means, "calibration/Brier score": brier}
         weighed = tuple(
-            self.add("weights", f"eps {e:g}, weights {r:g}", clean - 9 * e - 5 * r, level=r, series=f"eps {e:g}",
+            self.add("weights", f"eps {e:g}, weights {r:g}", clean - 9 * e - 5 * r, level=r,
+                     series=f"worst case, eps {e:g}",
                      details={"eps": e, "radius": r})
             for e in (0.0, EPS) for r in (0.0, 0.01, 0.03)
+        )  # fmt: skip
+        weighed += tuple(
+            self.add("weights", f"random {r:g}", clean, level=r, series="random direction",
+                     details={"eps": 0.0, "radius": r})
+            for r in (0.01, 0.03)
+        )  # fmt: skip
+        weighed += tuple(
+            self.add("weights", f"{name} {v:g}", clean, level=v, series=name)
+            for name, values in {"bits": (8.0, 6.0, 4.0), "flips": (0.1, 0.2), "zeros": (0.5, 0.7)}.items()
+            for v in values
         )  # fmt: skip
         bins = tuple(
             Score(label=f"bin {i}", value=0.1 + 0.18 * i, kind="description", n=70, level=0.1 + 0.2 * i,

@@ -46,7 +46,9 @@ def test_several_runs_show_means_over_strengths(make_result: Make) -> None:
 
 def test_two_strengths_make_a_table(make_result: Make) -> None:
     result = make_result(beyond=True)
-    (matrix,) = shown(result)["weights"].matrices
+    part = shown(result)["weights"]
+    (matrix,) = part.matrices  # and no table of series that have no strength in common
+    assert len(part.curves) == 6 and not part.folded
     assert [row.head for row in matrix.rows] == ["0", "8/255"] and len(matrix.heads) == 3
     assert matrix.rows[1].cells[2].text == f"{100 * result.accuracy('weights', f'eps {8 / 255:g}, weights 0.03'):.1f}"
 

@@ -17,6 +17,7 @@ __all__ = ["sections"]
 
 MOST_CHARTS = 4  # series of an axis that are drawn; more become a heat map, and charts on demand
 TABLE = ("eps", "radius")  # details of points that make a table of two strengths
+WORST = "worst case"  # how their series begin
 
 
 def sections(runs: Sequence[Run]) -> tuple[AxisSection, ...]:
@@ -33,7 +34,7 @@ def sections(runs: Sequence[Run]) -> tuple[AxisSection, ...]:
 def _section(runs: Sequence[Run], name: str) -> AxisSection:
     series = curved(runs, name)
     drawn = (*curves(runs, [name]), *score_curves(runs, name))
-    many = len(series) > MOST_CHARTS
+    many = len(series) > MOST_CHARTS and _alike(runs, name, series)
     matrices = (*_tables(runs, name), *(_overview(runs, name, series) if many else ()))
     axes = [axis for run in runs if (axis := find_axis(run.result, name))]
     voids = [
@@ -49,6 +50,13 @@ def _section(runs: Sequence[Run], name: str) -> AxisSection:
         folded=drawn if many else (),
         notes=tuple(voids),
     )
+
+
+def _alike(runs: Sequence[Run], name: str, series: Sequence[str]) -> bool:
+    """Say whether the series have strengths in common, so that a table of them has few holes."""
+    points = [p for run in runs if (axis := find_axis(run.result, name)) for p in axis.points if p.level is not None]
+    levels = [{p.level for p in points if p.series == one} for one in series]
+    return len(set[float | None]().union(*levels)) < 2 * max(len(found) for found in levels)
 
 
 def _overview(runs: Sequence[Run], name: str, series: Sequence[str]) -> tuple[Matrix, ...]:
@@ -96,7 +104,8 @@ def _tables(runs: Sequence[Run], name: str) -> tuple[Matrix, ...]:
 
 
 def _table(run: Run, axis: Axis, named: bool) -> Matrix | None:
-    points = {(_strength(p, "eps"), _strength(p, "radius")): p for p in axis.points if p.details.keys() >= set(TABLE)}
+    worst = [p for p in axis.points if p.details.keys() >= set(TABLE) and p.series.startswith(WORST)]
+    points = {(_strength(p, "eps"), _strength(p, "radius")): p for p in worst}
     rows, columns = (sorted({key[i] for key in points}) for i in (0, 1))
     if len(rows) < 2 or len(columns) < 2:
         return None

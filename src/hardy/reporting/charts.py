@@ -5,6 +5,7 @@ Runs differ in marker and line style as well as in colour. No text of a user is 
 
 import io
 import re
+import textwrap
 import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -28,6 +29,7 @@ SETTINGS: Any = {
     "font.size": 10.0,
     "font.family": "DejaVu Sans",
 }  # matplotlib types its keys one by one
+WIDE = 52  # letters of a label in one line
 NO_METADATA = dict.fromkeys(("Creator", "Date", "Format", "Type"))
 
 
@@ -111,7 +113,7 @@ def color(index: int) -> str:
 
 
 def _frame(axes: "Axes", x_label: str, y_label: str) -> None:
-    axes.set_xlabel(x_label, color=INK, parse_math=False)
+    axes.set_xlabel(textwrap.fill(x_label, WIDE), color=INK, parse_math=False)
     axes.set_ylabel(y_label, color=INK, parse_math=False)
     axes.spines[["top", "right", "left"]].set_visible(False)
     axes.spines["bottom"].set_color(MUTED)

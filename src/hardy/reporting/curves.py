@@ -23,6 +23,23 @@ MEDIANS = {
     "minimal_norm": ("median_distance", "Smallest change found, median over the images right before"),
     "query": ("median_queries", "Queries that broke an image, median over the images right before"),
 }
+RADIUS = "radius, relative to each layer's weights"
+UNITS = {  # of one series, where those of an axis have several
+    ("noise", "gaussian"): "sigma (pixels in [0, 1])",
+    ("noise", "uniform"): "largest change (pixels in [0, 1])",
+    ("noise", "salt and pepper"): "share of pixels",
+    ("texture", "patch shuffle"): "pieces per side",
+    ("texture", "low pass"): "cutoff (share of the highest frequency)",
+    ("texture", "high pass"): "cutoff (share of the highest frequency)",
+    ("occlusion", "foreground removed"): "share of the relevance",
+    ("occlusion", "only the foreground kept"): "share of the relevance",
+    ("weights", "random direction"): RADIUS,
+    ("weights", "bits"): "bits per weight",
+    ("weights", "bit flips"): "share of bits",
+    ("weights", "random zeros"): "share of weights",
+    ("weights", "smallest zeros"): "share of weights",
+    ("weights", "analogue noise"): "sigma, relative to the largest weight of a layer",
+}
 NOT_A_LOSS = {"epoch", "step", "lr", "seconds"}
 
 
@@ -118,20 +135,21 @@ def _curve(runs: Sequence[Run], name: str, series: str, number: str) -> Curve:
     levels = sorted({value for found in points for value in found})
     level_name = next((axis.level_name for axis in axes if axis and axis.level_name), "level")
     ticks = [(value, level(value, level_name)) for value in levels]
+    unit = UNITS.get((name, series), level_name)
     lines = [_line(i, [found[v] for v in levels if v in found]) for i, found in enumerate(points) if found]
     classes = {run.result.num_classes for run in runs}
     several = len({point.series for run in runs for point in _points(run, name)}) > 1
     title = f"{axis_title(name)}: {series}" if several else axis_title(name)
     svg = line_chart(
-        lines, name=f"curve-{number}", x_label=level_name, y_label="accuracy (%)", ticks=ticks, percent=True,
+        lines, name=f"curve-{number}", x_label=unit, y_label="accuracy (%)", ticks=ticks, percent=True,
         chance=100 / classes.pop() if len(classes) == 1 else None, mark=_threat(runs, name),
     )  # fmt: skip
     drawn = [run.name for run, found in zip(runs, points, strict=True) if found]
-    alt = f"Accuracy over {level_name} for {join(drawn)}, with 95 % intervals. The numbers stand in the table below."
+    alt = f"Accuracy over {unit} for {join(drawn)}, with 95 % intervals. The numbers stand in the table below."
     return Curve(
         chart=Chart(title=title, svg=svg, alt=alt),
         question=" ".join([_question(runs, name), *([SEES[series]] if series in SEES else []), *_voids(runs, name)]),
-        level_name=level_name,
+        level_name=unit,
         names=tuple(run.name for run in runs),
         rows=_level_rows(runs, name, points, ticks),
         notes=_medians(runs, name, points),
