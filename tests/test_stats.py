@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from scipy import stats as scipy_stats
 
 from hardy.errors import ParameterError
-from hardy.stats import clopper_pearson, dkw, mean_interval, paired_bootstrap, sign_test, wilson
+from hardy.stats import clopper_pearson, dkw, mean_interval, paired_bootstrap, paired_p, sign_test, wilson
 
 
 class TestWilson:
@@ -210,3 +210,31 @@ class TestDkw:
     def test_out_of_range_is_an_error(self, n: int, alpha: float) -> None:
         with pytest.raises(ParameterError, match=r"dkw: n >= 1 and 0 < alpha <= 0\.5 must hold"):
             dkw(n, alpha=alpha)
+
+
+class TestPairedP:
+    def test_outcomes_get_the_sign_test_and_numbers_the_t_test(self) -> None:
+        a, b = outcomes(200, 0.8, 0), outcomes(200, 0.7, 1)
+        assert paired_p(a, b) == sign_test(a, b)
+        x, y = np.random.default_rng(0).random((2, 200))
+        assert paired_p(x, y) == pytest.approx(scipy_stats.ttest_rel(x, y).pvalue)
+        assert paired_p(x, x) == 1.0
+
+    def test_many_small_gains_do_not_outweigh_a_few_large_losses(self) -> None:
+        difference = np.concatenate([np.full(900, -0.01), np.full(100, 0.5)])  # better on 900 images, worse in the mean
+        a, b = difference, np.zeros(1000)
+        noise = np.random.default_rng(0).normal(0, 0.3, 1000)
+        skewed = np.where(noise > 0.4, 3.0, -0.2)
+        skewed -= skewed.mean()
+        assert sign_test(a, b) < 1e-9 and sign_test(skewed, 0 * skewed) < 1e-9
+        assert paired_p(skewed, 0 * skewed) > 0.99 and paired_p(a, b) < 1e-9
+
+    def test_is_small_as_often_as_it_says(self) -> None:
+        rng = np.random.default_rng(1)
+        small = [paired_p(*rng.exponential(1, (2, 100))) < 0.05 for _ in range(600)]
+        assert 0.03 < np.mean(small) < 0.075
+
+    def test_few_images_that_differ_are_weak_evidence(self) -> None:
+        a = np.zeros(500)
+        a[:4] = 1.0
+        assert paired_p(a, np.zeros(500)) == 0.125

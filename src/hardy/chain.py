@@ -17,7 +17,7 @@ from hardy.errors import AttachError, ShapeError
 from hardy.surgery import Insert, without_trace
 from hardy.tracing import Call, Trace, trace
 
-__all__ = ["Chain", "Layer", "Monotone", "Scaled", "Weighted", "check_alone", "read_chain"]
+__all__ = ["Chain", "Layer", "Monotone", "Scaled", "Weighted", "check_alone", "check_same", "read_chain"]
 
 NORMS = (nn.BatchNorm1d, nn.BatchNorm2d)
 MONOTONE = (
@@ -173,7 +173,7 @@ def read_chain(model: nn.Module, x: Tensor, *, who: str) -> Chain:
         steps.append(name)
     chain = Chain(tuple(reversed(steps)), who)
     body, head = chain.layers(model)
-    _check_same(model, [*body, head], x[:1], who)
+    check_same(model, [*body, head], x[:1], who=who)
     return chain
 
 
@@ -262,15 +262,19 @@ def _folded(layer: Weighted, norm: Scaled) -> Weighted:
     return Weighted(layer.module, layer.weight * scale, bias, layer.scale * norm.scale)
 
 
-def _check_same(model: nn.Module, layers: Sequence[Layer], x: Tensor, who: str) -> None:
-    """Demand that the layers one after the other are the net."""
+def check_same(model: nn.Module, layers: Sequence[Layer], x: Float[Tensor, "n c h w"], *, who: str) -> None:
+    """Demand that the layers one after the other give the logits of the net, for every image.
+
+    Raises:
+        AttachError: they do not, up to rounding.
+    """
     with without_trace(model, x), torch.autocast(x.device.type, enabled=False):
         want, got = model(x.clone()), _wide(x)
         for layer in layers:
             got = layer(got)
-    scale = 1 + float(want.abs().max())
-    worst = float((want - got).abs().max())
-    if not worst <= 1e3 * torch.finfo(want.dtype).eps * scale:
+    apart = (want - got).abs().amax(dim=1)
+    worst = float(apart.max())
+    if not bool((apart <= 1e3 * torch.finfo(want.dtype).eps * (1 + want.abs().amax(dim=1))).all()):
         raise AttachError(
             f"{who}: the net must be a chain of its layers; they give logits that differ by up to {worst:.2g} from "
             "those of the net, so it does something between them. Use a plain feed-forward net."

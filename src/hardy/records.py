@@ -132,7 +132,7 @@ class Versus:
         difference: ``accuracy - base_accuracy``.
         low: Lower bound of its 95 % interval (paired bootstrap over images), if there is one number per image.
         high: Upper bound.
-        p: Of the exact sign test over images.
+        p: Over images: the exact sign test for outcomes, the paired t test for means; None without numbers per image.
         verdict: "better" or "worse" where the interval excludes 0 and p is below 0.05; "description" where more is
             neither; else "unclear".
         label: Label of the headline; empty for the three that the suite decides.

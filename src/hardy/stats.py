@@ -5,13 +5,14 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
-from scipy.special import bdtr, betaincinv, ndtri, stdtrit
+from scipy.special import bdtr, betaincinv, ndtri, stdtr, stdtrit
 
 from hardy.errors import ParameterError
 
-__all__ = ["clopper_pearson", "dkw", "mean_interval", "paired_bootstrap", "sign_test", "wilson"]
+__all__ = ["clopper_pearson", "dkw", "mean_interval", "paired_bootstrap", "paired_p", "sign_test", "wilson"]
 
 CHUNK = 2**22  # numbers drawn at a time
+FEW = 10  # differing images below which a t test means little
 
 
 def wilson(successes: int, n: int, *, level: float = 0.95) -> tuple[float, float]:
@@ -117,11 +118,40 @@ def _resample(
     return float(difference.mean()), float(low), float(high)
 
 
+def paired_p(a: npt.NDArray[Any], b: npt.NDArray[Any]) -> float:
+    """Test whether two nets are equally good on the same images.
+
+    Outcomes get the exact sign test. Of numbers the means are compared, as their interval does: Student's paired t test
+    (two-sided), and besides the sign test where fewer than ten images differ, whichever is the weaker evidence.
+
+    Args:
+        a: Per-image outcomes (bool) or numbers (float) of the one net, shape (n,).
+        b: Those of the other net on the same images in the same order, shape (n,).
+
+    Returns:
+        The p-value, in [0, 1]; 1 where no image differs.
+
+    Raises:
+        ParameterError: the shapes differ.
+    """
+    if a.dtype == np.bool_ and b.dtype == np.bool_:
+        return sign_test(a, b)
+    if a.shape != b.shape or a.ndim != 1:
+        raise ParameterError(f"paired_p: the same n images must be behind both; got {a.shape}, {b.shape}.")
+    difference = a.astype(np.float64) - b.astype(np.float64)
+    n, differing = len(difference), int(np.count_nonzero(difference))
+    if n < 2 or differing == 0:
+        return 1.0
+    few = sign_test(a, b) if differing < FEW else 0.0
+    error = float(difference.std(ddof=1)) / math.sqrt(n)
+    return max(few, 2 * float(stdtr(n - 1, -abs(float(difference.mean())) / error)) if error > 0 else 0.0)
+
+
 def sign_test(a: npt.NDArray[Any], b: npt.NDArray[Any]) -> float:
     """Test exactly whether two nets do better equally often, on the images on which one of them does better.
 
     Both directions count; for outcomes this is McNemar's exact test. A percentile interval of four differing images
-    that agree excludes 0; this test does not.
+    that agree excludes 0; this test does not. Of numbers it counts who is above, which says nothing of their means.
 
     Args:
         a: Per-image outcomes (bool) or numbers (float) of the one net, shape (n,).

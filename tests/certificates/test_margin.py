@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor, nn
 
-from hardy.certificates import margin_bound
+from hardy.certificates import margin_bound, votes
 from hardy.errors import AttachError, DataError, ParameterError
 from hardy.methods import DefectiveConv
 
@@ -298,3 +298,50 @@ def test_wrong_models_images_and_labels_are_errors() -> None:
         pytest.raises(AttachError, match=r"margin_bound: .*DefectiveConv"),
     ):
         margin_bound(model.eval(), x, y, eps=0.1)
+
+
+def test_an_image_that_the_net_treats_otherwise_is_refused() -> None:
+    class Sometimes(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.net = make("perceptron")
+
+        def forward(self, x: Tensor) -> Tensor:
+            out: Tensor = self.net(x)
+            return out if float(x.max()) < 0.9 else out.flip(1)
+
+    x, y = torch.full((3, 1, 4, 4), 0.5), torch.zeros(3, dtype=torch.int64)
+    assert len(margin_bound(Sometimes().eval(), x, y, eps=0.0)) == 3
+    x[2] = 1.0
+    with pytest.raises(AttachError, match="differ by up to"):
+        margin_bound(Sometimes().eval(), x, y, eps=0.0, batch_size=2)
+
+
+def test_a_part_in_train_mode_is_refused() -> None:
+    model = make("convs")
+    model[2].train()
+    with pytest.raises(ParameterError, match="eval mode"):
+        margin_bound(model, torch.rand(1, 1, 4, 4), torch.tensor([0]), eps=0.0)
+
+
+def test_reduced_precision_is_off_inside_and_back_afterwards() -> None:
+    seen = []
+
+    class Asks(nn.Sequential):
+        def forward(self, x: Tensor) -> Tensor:
+            seen.append((torch.get_float32_matmul_precision(), torch.backends.cudnn.allow_tf32))
+            out: Tensor = super().forward(x)
+            return out
+
+    before = torch.get_float32_matmul_precision(), torch.backends.cudnn.allow_tf32
+    torch.set_float32_matmul_precision("medium")
+    torch.backends.cudnn.allow_tf32 = True
+    try:
+        x, model = torch.rand(2, 1, 4, 4), Asks(*make("perceptron")).eval()
+        margin_bound(model, x, torch.tensor([0, 1]), eps=0.1)
+        votes(model, x, sigma=0.1, draws=3, key=torch.arange(2), batch_size=4)
+        assert len(seen) > 3 and set(seen) == {("highest", False)}
+        assert (torch.get_float32_matmul_precision(), torch.backends.cudnn.allow_tf32) == ("medium", True)
+    finally:
+        torch.set_float32_matmul_precision(before[0])
+        torch.backends.cudnn.allow_tf32 = before[1]

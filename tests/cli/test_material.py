@@ -56,12 +56,15 @@ def test_errors_of_another_run_are_means_over_severities(tmp_path: Path) -> None
     axes = (
         Axis(name="clean", question="?", headline="clean", points=(point("clean", right[0]),)),
         Axis(name="corruptions", question="?", headline="fog 1", points=(
-            point("fog 1", right[1], series="fog"), point("fog 5", right[2], series="fog"),
-            point("snow 1", right[0], series="snow"))),
+            *(point(f"fog {s}", right[1 + (s > 3)], series="fog") for s in range(1, 6)),)),
     )  # fmt: skip
     result_of(axes).save(tmp_path / "result.json")
     errors, name = reference_of(str(tmp_path))
-    assert dict(errors) == {"fog": 0.5, "snow": 0.0, "clean": 0.0} and name == "plain net"
+    assert dict(errors) == {"fog": pytest.approx((3 * 0.25 + 2 * 0.75) / 5), "clean": 0.0} and name == "plain net"
+    fewer = dataclasses.replace(axes[1], points=axes[1].points[:2])
+    result_of((fewer,)).save(tmp_path / "few.json")
+    with pytest.raises(ConfigError, match="must have all five severities; got 2 of fog"):
+        reference_of(str(tmp_path / "few.json"))
     result_of(axes[:1]).save(tmp_path / "other.json")
     with pytest.raises(ConfigError, match="has no axis corruptions"):
         reference_of(str(tmp_path / "other.json"))

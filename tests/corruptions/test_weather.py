@@ -12,7 +12,7 @@ from torch import Tensor
 
 from hardy import seeding
 from hardy.corruptions import plasma, spatter, weather
-from hardy.errors import ParameterError
+from hardy.errors import ParameterError, ShapeError
 
 parity = runpy.run_path(str(Path(__file__).with_name("parity.py")))
 keys, pictures, by_reference, Script = (parity[name] for name in ("keys", "pictures", "by_reference", "Script"))
@@ -228,3 +228,10 @@ def test_errors_name_the_corruption(name: str) -> None:
     function: Callable[..., Tensor] = getattr(weather, name)
     with pytest.raises(ParameterError, match=f"{name}: severity must be a whole number from 1 to 5; got 6"):
         function(torch.rand(1, 3, 8, 8), severity=6, scale="cifar", key=keys(1))
+
+
+def test_spatter_says_that_a_single_pixel_is_too_small() -> None:
+    key = torch.tensor([3])
+    with pytest.raises(ShapeError, match="must be at least 2x2 pixels; got 1x4"):
+        spatter.spatter(torch.rand(1, 3, 1, 4), severity=1, scale="cifar", key=key)
+    assert spatter.spatter(torch.rand(1, 3, 2, 2), severity=1, scale="cifar", key=key).shape == (1, 3, 2, 2)

@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 import torch
 from torch import Tensor, nn
+from torchmetrics.functional.classification import multiclass_calibration_error
 
 from hardy.evaluation import Budget, Context, Measured, NotMeasured
 from hardy.evaluation.calibration import ECE, measure, temperature
@@ -58,6 +59,9 @@ def test_is_the_definition(bins: int) -> None:
     z, y = drawn(300, 2.0)
     found, p = scores(z, y, bins=bins), z.softmax(dim=1)
     assert found[ECE] == pytest.approx(by_hand(z, y, bins), abs=1e-5)
+    assert found[ECE] == pytest.approx(
+        float(multiclass_calibration_error(p, y, num_classes=4, n_bins=bins, norm="l1")), abs=1e-5
+    )
     brier = np.mean([sum((float(p[r, k]) - (k == int(y[r]))) ** 2 for k in range(4)) for r in range(300)])
     assert found["Brier score"] == pytest.approx(brier, abs=1e-5)
     assert found["negative log-likelihood"] == pytest.approx(float(nn.functional.cross_entropy(z, y)), abs=1e-5)
@@ -79,6 +83,22 @@ def test_true_probabilities_are_calibrated_and_sharper_ones_are_not() -> None:
     assert sharp[ECE] > 0.15 and sharp["confidence minus accuracy"] > 0.15
     assert true["temperature"] == pytest.approx(1, abs=0.06) and sharp["temperature"] == pytest.approx(3, abs=0.2)
     assert sharp["its rest after temperature scaling"] < 0.03
+
+
+@pytest.mark.parametrize("sharper", [1.0, 3.0, 1000.0])
+@pytest.mark.parametrize("n", [5, 40])
+def test_the_error_is_inside_its_interval(n: int, sharper: float) -> None:
+    z, y = drawn(n, sharper)  # 1000: a confidence of exactly 1, which is in the last bin
+    found = asked(z, y)
+    assert isinstance(found, Measured)
+    ece, curve = found.axis.scores[0], [s for s in found.axis.scores if s.series == "reliability"]
+    assert ece.low is not None and ece.high is not None and 0 <= ece.low <= ece.value <= ece.high <= 1
+    assert ece.value == pytest.approx(sum(s.n / n * abs(s.value - (s.level or 0)) for s in curve), abs=1e-5)
+
+
+def test_a_sure_mistake_costs_all_of_its_logits() -> None:
+    z = torch.tensor([[500.0, 0.0], [500.0, 0.0]])
+    assert scores(z, torch.tensor([1, 0]))["negative log-likelihood"] == pytest.approx(250)
 
 
 def test_the_temperature_is_the_best_on_a_grid() -> None:

@@ -107,6 +107,20 @@ def test_points_and_scores_are_read_off_the_radii(measured: Measured) -> None:
     assert torch.equal(chosen, (radius > 0) | (measured.arrays[ABSTAINED] > 0))
 
 
+def test_everything_smoothed_says_how_and_no_verdict_hangs_on_abstention(measured: Measured) -> None:
+    how = {"sigma": SIGMA, "draws": DRAWS, "select": SELECT, "alpha": 0.001}
+    parts = [*(p for p in measured.axis.points if p.series == SERIES), *measured.axis.scores]
+    assert len(parts) == 8 and all(how.items() <= part.details.items() for part in parts)
+    assert next(s for s in measured.axis.scores if s.label == ABSTAINED).kind == "description"
+
+
+def test_a_part_in_train_mode_is_not_measured(make: Callable[..., Context], net: nn.Module) -> None:
+    model = nn.Sequential(net, nn.Dropout(0.5)).eval()
+    model[1].train()
+    found = measure(make(model))
+    assert isinstance(found, NotMeasured) and "train mode" in found.reason
+
+
 def test_the_details_say_what_can_be_certified_at_all(measured: Measured) -> None:
     head = next(p for p in measured.axis.points if p.label == measured.axis.headline)
     assert {k: head.details[k] for k in ("sigma", "draws", "select", "alpha")} == {
@@ -128,7 +142,7 @@ def test_images_chosen_wrong_cost_no_further_passes(
     head = next(p for p in found.axis.points if p.label == found.axis.headline)
     right = int(found.outcomes[CHOICE].sum())
     assert right < FEW and head.passes == {"forward": FEW * SELECT + right * DRAWS}
-    assert head.passes["forward"] <= model.rows <= head.passes["forward"] + 5  # and what reading the chain took
+    assert head.passes["forward"] <= model.rows <= head.passes["forward"] + 5 + FEW  # and the chain: read, and compared
     assert all(not p.passes for p in found.axis.points if p.series == SERIES and p is not head)
     assert torch.equal(found.arrays[RADIUS], measured.arrays[RADIUS])
 

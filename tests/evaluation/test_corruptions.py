@@ -11,13 +11,13 @@ import torch
 from torch import Tensor, nn
 
 from hardy import seeding
-from hardy.corruptions import CORRUPTIONS, corrupt
+from hardy.corruptions import ALEXNET_ERRORS, CORRUPTIONS, corrupt
 from hardy.data.corrupted import cifar_c
 from hardy.errors import DataError, ParameterError, ShapeError
 from hardy.evaluation import corruptions
 from hardy.evaluation.budget import Budget
 from hardy.evaluation.context import Context, Measured, NotMeasured
-from hardy.evaluation.corruptions import measure
+from hardy.evaluation.corruptions import check_copies, check_reference, measure
 from hardy.evaluation.material import Material
 from hardy.results import Score
 from hardy.threats import Threat
@@ -105,7 +105,11 @@ def test_means_are_those_of_the_outcomes(whole: Measured) -> None:
         assert whole.arrays[label].dtype == torch.float32
     assert whole.axis.headline == "mean accuracy"
     facts = got["mean accuracy"].details
-    assert facts["scale"] == "cifar" and facts["source"] == "generated" and facts["severities"] == "1, 2, 3, 4, 5"
+    assert facts["names"] == ", ".join(COMMON) and got["extra"].details["names"] == ", ".join(members["extra"])
+    for facts in (score.details for score in whole.axis.scores):
+        assert facts["severities"] == "1, 2, 3, 4, 5"
+    for facts in (each.details for each in (*whole.axis.scores, *whole.axis.points)):
+        assert facts["scale"] == "cifar" and facts["images_from"] == "generated"
 
 
 def test_images_alone_and_in_other_order_have_the_same_outcomes(
@@ -137,9 +141,10 @@ def test_mce_is_the_published_ratio_of_sums(make: Callable[..., Context]) -> Non
         wrong = 1 - right[name].mean(1)
         ce.append(wrong.sum() / (5 * errors[name]))
         relative.append((wrong - clean).sum() / (5 * (errors[name] - errors["clean"])))
-    assert got["mCE"].value == pytest.approx(100 * np.mean(ce), rel=1e-5)
-    assert got["relative mCE"].value == pytest.approx(100 * np.mean(relative), rel=1e-5)
-    for label in ("mCE", "relative mCE"):
+    four, relative_four = "mCE of 4 corruptions", "relative mCE of 4 corruptions"
+    assert got[four].value == pytest.approx(100 * np.mean(ce), rel=1e-5)
+    assert got[relative_four].value == pytest.approx(100 * np.mean(relative), rel=1e-5)
+    for label in (four, relative_four):
         assert (got[label].kind, got[label].unit) == ("error", "%")
         assert got[label].details["reference"] == "AlexNet" and got[label].details["corruptions"] == 4
         assert isinstance(measured, Measured)
@@ -152,22 +157,34 @@ def test_the_reference_itself_has_a_hundred(make: Callable[..., Context], whole:
     harmful = ("fog", "contrast", "pixelate", "speckle_noise")
     assert all(errors[name] > clean + 0.01 for name in harmful[:3])  # else nothing to be relative to
     got = scores(measure(make(Budget(corruptions=harmful), Material(reference_errors={**errors, "clean": clean}))))
-    assert got["mCE"].value == pytest.approx(100, rel=1e-5)
-    assert got["relative mCE"].value == pytest.approx(100, rel=1e-4)
-    assert got["mCE"].details == {"reference": "not named", "corruptions": 3}
+    assert got["mCE of 3 corruptions"].value == pytest.approx(100, rel=1e-5)
+    assert got["relative mCE of 3 corruptions"].value == pytest.approx(100, rel=1e-4)
+    assert got["mCE of 3 corruptions"].details == {
+        "reference": "not named",
+        "reference_error": pytest.approx(np.mean([errors[name] for name in harmful[:3]])),
+        "corruptions": 3,
+        "names": "fog, contrast, pixelate",
+        "severities": "1, 2, 3, 4, 5",
+        "images_from": "generated",
+        "scale": "cifar",
+    }
+    all_of_them = measure(make(material=Material(reference_errors={**dict.fromkeys(COMMON, 0.9), "clean": 0.0})))
+    assert {"mCE", "relative mCE"} <= set(scores(all_of_them))  # a reference that is always right on clean images
 
 
 def test_mce_needs_a_reference_and_all_severities(make: Callable[..., Context], whole: Measured) -> None:
     assert not {"mCE", "relative mCE"} & set(scores(whole))
     errors = reference(list(CHEAP))
     got = scores(measure(make(Budget(corruptions=CHEAP[:2]), Material(reference_errors=errors))))
-    assert "mCE" in got and "relative mCE" not in got  # that one needs the clean error
+    # the relative one needs the clean error
+    assert "mCE of 2 corruptions" in got and not any(label.startswith("relative") for label in got)
     few = Budget(corruptions=CHEAP[:2], severities=(1, 3))
     got = scores(measure(make(few, Material(reference_errors={**errors, "clean": 0.1}))))
     assert set(got) == {"mean accuracy", "noise", "weather"}
     assert got["mean accuracy"].details["no_mCE"] == "it needs all five severities"
     high = Material(reference_errors={**errors, "clean": 0.95})  # no corruption costs this reference anything
-    assert "relative mCE" not in scores(measure(make(Budget(corruptions=CHEAP[:1]), high)))
+    got = scores(measure(make(Budget(corruptions=CHEAP[:1]), high)))
+    assert "mCE of 1 corruption" in got and "relative mCE of 1 corruption" not in got
 
 
 @pytest.mark.parametrize(
@@ -175,6 +192,8 @@ def test_mce_needs_a_reference_and_all_severities(make: Callable[..., Context], 
     [
         ({"fogg": 0.5}, "unknown name 'fogg' in reference_errors; did you mean 'fog'"),
         ({"fog": 0.0}, r"reference_errors must be in \(0, 1\]; got 0.0 for fog"),
+        ({"clean": -0.1}, r"must be in \[0, 1\]; got -0.1 for clean"),
+        (dict(ALEXNET_ERRORS), "ALEXNET_ERRORS are errors on ImageNet-C; images of 8 pixels"),
         ({"fog": 80.0}, r"got 80.0 for fog"),
         ({"fog": float("nan")}, r"got nan for fog"),
     ],
@@ -185,6 +204,12 @@ def test_reference_errors_are_checked_before_anything_is_computed(
     context = make(material=Material(reference_errors=errors))
     with pytest.raises(ParameterError, match=message):
         measure(dataclasses.replace(context, model=Untouchable()))
+
+
+def test_the_published_errors_are_for_large_images() -> None:
+    check_reference(ALEXNET_ERRORS)
+    check_reference(ALEXNET_ERRORS, 224)
+    check_reference(None, 8)
 
 
 class Untouchable(nn.Module):
@@ -264,7 +289,7 @@ def test_published_copies_are_read_instead_of_generated(make: Callable[..., Cont
         want = torch.ones(FEW, dtype=torch.bool) if severity <= 3 else context.rows % 2 == 0
         assert torch.equal(right, want)
     facts = scores(measured)["mean accuracy"].details
-    assert facts["source"] == "copies" and "scale" not in facts and facts["corruptions"] == 2
+    assert facts["images_from"] == "copies" and "scale" not in facts and facts["corruptions"] == 2
     assert copies.asked == 28  # never more than some batches at a time
     got = measure(make(Budget(corruptions=("snow",)), Material(corrupted=copies), model=Reader()))
     assert isinstance(got, NotMeasured) and "fog, style, brightness" in got.reason
@@ -276,11 +301,19 @@ def test_copies_of_another_size_or_other_images_fail_before_the_model_is_called(
     context = dataclasses.replace(make(material=Material(corrupted=Copies(size=9))), model=Untouchable())
     with pytest.raises(DataError, match=r"must have the size of the images, \(1, 8, 8\); got \(1, 9, 9\) for fog"):
         measure(context)
+    with pytest.raises(DataError, match="must have the size"):
+        check_copies(context)
+    check_copies(dataclasses.replace(context, material=Material(corrupted=Copies())))
+    check_copies(dataclasses.replace(context, material=Material()))
     np.save(tmp_path / "labels.npy", np.tile((context.y.numpy() + 1) % 10, 5))
     np.save(tmp_path / "fog.npy", np.zeros((5 * FEW, 8, 8, 1), np.uint8))
     other = dataclasses.replace(context, rows=torch.arange(FEW), material=Material(corrupted=cifar_c(tmp_path)))
-    with pytest.raises(DataError, match="are of another class"):
-        measure(other)
+    for check in (check_copies, measure):
+        with pytest.raises(DataError, match="are of another class"):
+            check(other)
+    short = dataclasses.replace(other, rows=torch.arange(FEW) + 1)  # the last one is missing
+    with pytest.raises(DataError, match="Evaluate the test part"):
+        check_copies(short)
 
 
 def test_a_cifar_c_folder_of_the_generated_images_gives_the_same_outcomes(
@@ -299,4 +332,4 @@ def test_a_cifar_c_folder_of_the_generated_images_gives_the_same_outcomes(
     made = measure(context)
     assert isinstance(read, Measured) and isinstance(made, Measured)
     assert all(torch.equal(read.outcomes[label], right) for label, right in made.outcomes.items())
-    assert scores(read)["mean accuracy"].details["source"] == f"cifar-c:{tmp_path}"
+    assert scores(read)["mean accuracy"].details["images_from"] == f"cifar-c:{tmp_path}"

@@ -94,7 +94,7 @@ def test_record_says_what_was_done(make: Make, gray: Tensor) -> None:
     means = torch.stack([found.outcomes[p.label] for p in points(found, "attack")]).float().mean(dim=0)
     assert torch.equal(found.arrays["mean over bands"], means)
     assert head.value == pytest.approx(sum(p.accuracy for p in points(found, "attack")) / 4)
-    assert head.details == {"bands": 4}
+    assert head.details["bands"] == 4 and set(head.details) == {"bands", "band_steps"}
     for p in found.axis.points:
         assert p.accuracy <= 0.9 and p.n == 40 and not found.outcomes[p.label][:4].any()
         assert p.details["dimension"] == (100 if p.label == "all bands" else 25)
@@ -148,7 +148,7 @@ def test_bands_without_room_are_left_out(make: Make) -> None:
     assert isinstance(found, Measured)
     assert [p.label for p in found.axis.points] == ["attack, band 1", "random noise, band 1", "all bands"]
     (head,) = found.axis.scores
-    assert head.details == {"bands": 1, "left_out": "2, 3, 4, 5, 6, 7, 8 (no room in the box)"}
+    assert head.details == {"bands": 8, "band_steps": 5, "left_out": "2, 3, 4, 5, 6, 7, 8 (no room in the box)"}
     (control,) = points(found, "random noise")
     assert head.value == points(found, "attack")[0].accuracy < control.accuracy
     delta = (frequency._noise(context, BandPGD(bands=8, steps=5)) - context.x)[context.correct]

@@ -1,5 +1,7 @@
 """The noise axis: three curves of the noises that they name."""
 
+import dataclasses
+
 import pytest
 import torch
 from torch import Tensor, nn
@@ -50,6 +52,11 @@ def test_the_headline_is_the_sigma_closest_to_a_tenth(net: nn.Module, x: Tensor,
     assert found.axis.headline == "sigma 0.05"
     full = noise.measure(context(net, x[:20], y[:20], Budget(), ROWS[:20]))
     assert full.axis.headline == "sigma 0.1" and len(full.axis.points) == 16
+
+
+def test_every_answer_of_a_random_net_is_counted(net: nn.Module, x: Tensor, y: Tensor) -> None:
+    random = dataclasses.replace(context(net, x[:20], y[:20], SHORT, ROWS[:20]), draws=3)
+    assert all(p.passes == {"forward": 60} for p in noise.measure(random).axis.points)
 
 
 def test_a_subset_gives_the_outcomes_of_its_rows(found: Measured, net: nn.Module, x: Tensor, y: Tensor) -> None:

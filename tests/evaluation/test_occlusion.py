@@ -10,6 +10,7 @@ from hardy import seeding
 from hardy.corruptions.fills import blur_fill, channel_mean, mean_fill, noise_fill, zero_fill
 from hardy.corruptions.patch_drop import foreground, patch_drop, patch_mass, salient_order
 from hardy.errors import ParameterError, ShapeError
+from hardy.evaluation import occlusion
 from hardy.evaluation.attribution import saliency
 from hardy.evaluation.budget import Budget
 from hardy.evaluation.context import Context, Measured, NotMeasured
@@ -101,7 +102,8 @@ def test_exactly_the_images_that_lose_the_corner_are_answered_as_the_fill_is(cor
     assert len(set(ends.values())) == 4
 
 
-def test_without_any_relevance_the_salient_drop_is_the_random_drop(corner: Context) -> None:
+def test_an_image_without_relevance_loses_the_random_patches(corner: Context, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(occlusion, "BLIND", 1.0)
     nothing = Material(attribution=lambda _, x, y: torch.zeros_like(x[:, 0]) - y[:, None, None])
     made = done(asked(corner.model, corner.x, corner.y, budget=corner.budget, material=nothing))
     for share in SHARES:
@@ -110,6 +112,39 @@ def test_without_any_relevance_the_salient_drop_is_the_random_drop(corner: Conte
     details = [point.details for point in made.axis.points if point.series == "foreground removed"]
     assert all(each["images_without_relevance"] == N and each["relevance"] == "<lambda>" for each in details)
     assert [each["hidden_share"] for each in details] == [2 / 16, 5 / 16, 8 / 16, 12 / 16, 15 / 16]
+
+
+class Masked(Corner):
+    """The same answers from pixels of 256 levels, through which no gradient comes."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return super().forward((x * 255).round() / 255)
+
+
+def test_masked_gradients_leave_the_salient_curves_out_unless_there_is_a_twin(corner: Context) -> None:
+    rows: list[int] = []
+    masked = Masked()
+    masked.register_forward_pre_hook(lambda _, inputs: rows.append(len(inputs[0])))
+    context = asked(masked, corner.x, corner.y, budget=corner.budget)
+    rows.clear()
+    made = done(context)
+    noted = [point for point in made.axis.points if "salient_left_out" in point.details]
+    assert [point.label for point in noted] == [made.axis.headline]
+    assert noted[0].details["salient_left_out"] == f"{N} of {N} images have no relevance"
+    assert not any("salient" in p.series or "foreground" in p.series for p in made.axis.points)
+    assert sum(point.passes["forward"] for point in made.axis.points) == sum(rows)
+    helped = done(asked(masked, corner.x, corner.y, budget=corner.budget, twin=Corner().eval()))
+    assert curve(helped, "most salient patches") == [0.5] * 5
+    assert not any("salient_left_out" in point.details for point in helped.axis.points)
+
+
+def test_few_images_without_relevance_are_only_counted(corner: Context) -> None:
+    def some(_: nn.Module, x: Tensor, y: Tensor) -> Tensor:
+        return (torch.arange(len(x)) >= 6).float()[:, None, None] * torch.ones_like(x[:, 0])
+
+    made = done(asked(corner.model, corner.x, corner.y, budget=corner.budget, material=Material(attribution=some)))
+    found = [point for point in made.axis.points if point.series == "most salient patches"]
+    assert len(found) == 5 and {point.details["images_without_relevance"] for point in found} == {6}
 
 
 def test_the_record_says_what_was_hidden_and_counts_every_pass(corner: Context) -> None:

@@ -1,5 +1,7 @@
 """Per class, against counting by hand."""
 
+import dataclasses
+
 import numpy as np
 import pytest
 import torch
@@ -46,6 +48,43 @@ def test_the_mean_over_classes_that_occur() -> None:
     assert [scores[f"class {c}"].n for c in range(3)] == [8, 2, 4] and "class 3" not in scores
     assert (scores["class 0"].low, scores["class 0"].high) == wilson(7, 8)
     assert not found.axis.points  # five of four classes say nothing
+
+
+def test_the_spread_over_classes_is_no_noise() -> None:
+    y = torch.tensor([0] * 90 + [1] * 10)
+    whole = asked(torch.nn.functional.one_hot(y, 2).float(), y).axis.scores[0]
+    assert (whole.value, whole.low, whole.high) == (1.0, *wilson(100, 100))
+    predicted = y.clone()
+    predicted[[0, 1, 2, 90]] = 1 - predicted[[0, 1, 2, 90]]
+    some = asked(torch.nn.functional.one_hot(predicted, 2).float(), y).axis.scores[0]
+    error = (87 * 3 / 90**3 + 9 * 1 / 10**3) ** 0.5 / 2  # of the mean of two shares
+    assert some.value == pytest.approx((87 / 90 + 0.9) / 2)
+    assert some.low == pytest.approx(some.value - 1.984 * error, abs=1e-3) and some.high == 1.0
+
+
+def test_the_worst_class_is_bounded_for_all_classes_at_once() -> None:
+    y = torch.arange(4).repeat(10)
+    predicted = y.clone()
+    predicted[0] = 1
+    worst = asked(torch.nn.functional.one_hot(predicted, 4).float(), y).axis.scores[1]
+    assert (worst.value, worst.low, worst.high) == (0.9, *wilson(9, 10, level=1 - 0.05 / 4))
+    assert worst.details == {"class": 0, "interval": "Bonferroni over classes"}
+
+
+def test_the_best_five_of_a_random_net_are_those_of_its_mean() -> None:
+    class Noisy(nn.Module):
+        def forward(self, x: Tensor) -> Tensor:
+            z = 4 * torch.randn(len(x), 10)
+            z[:, 3] += 5
+            return z
+
+    y = torch.full((60,), 3)
+    plain = Context(model=Noisy().eval(), x=torch.zeros(60, 1, 1, 1), y=y, rows=torch.arange(60), predictions=y,
+                    num_classes=10, threat=Threat("linf", 0.1))  # fmt: skip
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        once, often = (measure(dataclasses.replace(plain, draws=d)).outcomes["top 5"] for d in (1, 40))
+    assert not once.all() and often.all()
 
 
 def test_equal_classes_make_it_the_accuracy(net: nn.Module, x: Tensor, y: Tensor) -> None:

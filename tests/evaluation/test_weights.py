@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.utils import parametrizations
 
-from hardy.attacks import PGD, Progress, attack
+from hardy.attacks import APGD, PGD, Progress, attack
 from hardy.errors import ParameterError
 from hardy.evaluation import weight_table, weights
 from hardy.evaluation.budget import Budget
@@ -110,7 +110,7 @@ def test_the_worst_case_is_worse_than_chance_of_the_same_size(measured: tuple[Co
         worst, random = f"weights {radius:g}", f"random {radius:g}"
         assert got.outcomes[worst].sum() <= got.outcomes[random].sum()
         assert value[f"flatness, {worst}"] > max(0.01, 3 * value[f"flatness, {random}"])
-    assert all(s.kind == "error" and s.unit == "nats" for s in got.axis.scores)
+    assert all(s.kind == "description" and s.unit == "nats" for s in got.axis.scores)
     assert [value[f"flatness, {label}"] for label in WORST_ROW[1:]] == sorted(
         value[f"flatness, {label}"] for label in WORST_ROW[1:]
     )
@@ -237,6 +237,12 @@ def test_search_images_are_few_and_the_others_are_judged_too(make: Make, monkeyp
     assert isinstance(got, Measured)
     point = next(p for p in got.axis.points if p.label == "weights 0.1")
     assert point.details["searched_on"] == 16 and point.n == 60
+    settings = {"search_steps": 2, "search_restarts": 2, "ball": Budget().weight_ball}
+    assert settings.items() <= point.details.items() and "input_steps" not in point.details
+    both = next(p for p in got.axis.points if p.label == f"weights 0.1, {THREAT}").details
+    assert both["input_steps"] == make().budget.weight_input_steps
+    score = next(s for s in got.axis.scores if s.label == "flatness, weights 0.1")
+    assert settings.items() <= score.details.items()
     assert point.passes == {"forward": 60 + 16 * 2 * 3, "backward": 16 * 2 * 2}
     assert len(got.arrays["flatness, weights 0.1"]) == 60 and len(got.arrays[f"flatness, weights 0.1, {THREAT}"]) == 16
 
@@ -281,7 +287,9 @@ def test_progress_comes_to_its_end(make: Make) -> None:
     assert [p.done for p in seen] == list(range(1, 11)) and {p.total for p in seen} == {10}
 
 
-def test_a_net_that_answers_at_random_is_asked_often(make: Make, net: nn.Module) -> None:
+def test_a_net_that_answers_at_random_is_asked_often(
+    make: Make, net: nn.Module, monkeypatch: pytest.MonkeyPatch
+) -> None:
     class Noisy(nn.Module):
         def __init__(self) -> None:
             super().__init__()
@@ -290,8 +298,18 @@ def test_a_net_that_answers_at_random_is_asked_often(make: Make, net: nn.Module)
         def forward(self, x: Tensor) -> Tensor:
             return self.net(x + 0.01 * torch.randn_like(x))
 
+    specs = []
+
+    def note(model: nn.Module, x: Tensor, y: Tensor, spec: object, **facts: object) -> object:
+        specs.append(spec)
+        return attack(model, x, y, spec, **facts)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(weight_table, "attack", note)
     got = measure(make(Noisy().eval(), n=20, draws=3, budget=SMALL))
     assert isinstance(got, Measured)
+    assert specs and set(specs) == {APGD(steps=3, eot=3)}
+    points = {p.label: p for p in got.axis.points}
+    assert points["weights 0"].passes["forward"] == points["bits 3"].passes["forward"] == 20 * (1 + 3)
     assert got.outcomes[f"weights 0.05, {THREAT}"].sum() < got.outcomes["weights 0"].sum()
 
 

@@ -72,6 +72,21 @@ def test_a_run_stands_beside_its_own_base(make_result: Make) -> None:
     assert cells(made, "corruptions")[0].interval == "" and not cells(made, "noise")[0].measured
 
 
+def test_why_there_is_no_difference_stands_beside_the_number(make_result: Make) -> None:
+    made = shown(make_result(beyond=True), make_result(0.3, beyond=True, data="other data"))
+    for title in ("clean", "corruptions"):
+        after = cells(made, title)[1]
+        assert after.difference is None and after.note == "not compared: other data", title
+
+
+@pytest.mark.parametrize("code", ["zero_gradient", "noise_beats_gradients"])
+def test_an_attack_that_failed_or_was_beaten_voids_every_search_along_gradients(make_result: Make, code: str) -> None:
+    checks = (Check(code=code, status="fail", evidence="seen"),)
+    made = shown(make_result(beyond=True, checks=()), make_result(0.3, beyond=True, checks=checks))
+    assert cells(made, "weights")[1].void and cells(made, "weights")[1].difference is None
+    assert not cells(made, "corruptions")[1].void
+
+
 def test_a_failed_check_takes_the_comparison_with_the_base_back(make_result: Make) -> None:
     row = Versus(axis="white_box", base="plain", accuracy=0.9, base_accuracy=0.1, difference=0.8, low=0.7, high=0.9,
                  p=1e-9, verdict="better")  # fmt: skip

@@ -13,6 +13,7 @@ from hardy.reporting.compare import Paired, find_axis, pair, partner
 from hardy.reporting.data import ReportData
 from hardy.reporting.refusals import same_images
 from hardy.reporting.runs import Run
+from hardy.reporting.score_tables import compare_scores
 from hardy.results import Result
 
 pytestmark = pytest.mark.usefixtures("no_charts")
@@ -194,3 +195,24 @@ def test_nets_without_their_methods_are_compared_though_each_is_its_own(make_res
         results.append(replace(result, axes=axes, outcomes_by_point=kept))
     found = compare(*results, "base")
     assert isinstance(found, Paired) and found.verified and found.verdict == "gain"
+
+
+@pytest.mark.parametrize(
+    "details",
+    [
+        {"severities": "1"},
+        {"names": "fog"},
+        {"images_from": "CIFAR-10-C"},
+        {"sigma": 0.5},
+        {"ball": "linf"},
+        {"grid": 2},
+    ],
+)
+def test_numbers_of_other_settings_are_not_compared(make_result: Make, details: dict[str, Any]) -> None:
+    a, b = make_result(beyond=True), make_result(0.3, beyond=True)
+    score = a.score("corruptions")
+    other = replace(score, details=details)
+    base, run = (Run(name=n, path=Path(n), result=r) for n, r in (("a", a), ("b", b)))
+    assert isinstance(compare_scores(base, run, "corruptions", score, b.score("corruptions")), Paired)
+    (key,) = details
+    assert compare_scores(base, run, "corruptions", other, b.score("corruptions")) == f"other {key}"

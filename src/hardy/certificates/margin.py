@@ -22,8 +22,8 @@ import torch.nn.functional as F
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
-from hardy.certificates._checks import at_least, eval_mode
-from hardy.chain import Layer, Monotone, Scaled, Weighted, read_chain
+from hardy.certificates._checks import at_least, eval_mode, proper_float32
+from hardy.chain import Layer, Monotone, Scaled, Weighted, check_same, read_chain
 from hardy.errors import DataError, ParameterError
 from hardy.margin import norm_margin, smallest_margin
 
@@ -64,7 +64,8 @@ def margin_bound(
         Bounds on the margin, without gradients. With both limits 0: the margin itself.
 
     Raises:
-        AttachError: the model is no such chain; the message names the layer.
+        AttachError: the model is no such chain; the message names the layer, or says that the layers do not give the
+            model's logits of some image.
         ParameterError: a number out of range, another form, or train mode.
         DataError: pixels outside [0, 1], or labels outside the outputs.
 
@@ -82,12 +83,16 @@ def margin_bound(
     if not (len(x) > 0 and float(x.min()) >= 0 and float(x.max()) <= 1):
         raise DataError("margin_bound: x must be images with pixels in [0, 1]. Normalisation is a layer of the model.")
     bound = interval_margin if form == "interval" else norm_margin
-    with torch.no_grad(), torch.autocast(x.device.type, enabled=False):
+    with torch.no_grad(), proper_float32(x.device):
         body, head = read_chain(model, x, who="margin_bound").layers(model)
         if int(y.min()) < 0 or int(y.max()) >= len(head.weight):
             raise DataError(f"margin_bound: labels must be in 0 .. {len(head.weight) - 1}, the model's outputs.")
         parts = zip(torch.split(x, batch_size), torch.split(y, batch_size), strict=True)
-        return torch.cat([bound(body, head, a, b, eps=eps, weight_eps=weight_eps) for a, b in parts])
+        bounds = []
+        for a, b in parts:
+            check_same(model, [*body, head], a, who="margin_bound")
+            bounds.append(bound(body, head, a, b, eps=eps, weight_eps=weight_eps))
+        return torch.cat(bounds)
 
 
 def interval_margin(

@@ -24,7 +24,7 @@ from scipy.special import bdtr, ndtri
 from torch import Tensor, nn
 
 from hardy import seeding
-from hardy.certificates._checks import above, at_least, eval_mode, probability
+from hardy.certificates._checks import above, at_least, eval_mode, probability, proper_float32
 from hardy.errors import ParameterError, ShapeError
 from hardy.stats import clopper_pearson
 
@@ -142,7 +142,7 @@ def votes(
     for part in torch.split(rows, batch_size):
         image, draw = part // draws, part % draws
         noise = seeding.normal(seeding.fold(key[image], draw), 0, x.shape[1:])
-        with torch.no_grad():
+        with torch.no_grad(), proper_float32(x.device):
             logits = model(_filled(x[image] + sigma * noise.to(x.dtype), min(batch_size, len(rows))))
         if not isinstance(logits, Tensor) or logits.ndim != 2:
             raise ShapeError("votes: the model must return logits (n, k). Wrap it so that it returns only those.")

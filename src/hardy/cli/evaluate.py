@@ -38,6 +38,14 @@ if TYPE_CHECKING:
 
 __all__ = ["command"]
 
+USED_BY = {  # options that one axis uses
+    "--cue-conflict": "texture",
+    "--corrupted": "corruptions",
+    "--mce-reference": "corruptions",
+    "--other": "ood",
+}
+NO_ACCURACY = ("calibration", "ood")  # axes whose headline is another number
+
 
 @guarded
 def command(
@@ -151,6 +159,13 @@ def command(
     needs: dict[str, tuple[str, ...]] = {"--save-adversarial": ("white_box",)} if save_adversarial is not None else {}
     if robustbench is not None:
         needs["--robustbench"] = ("clean", "white_box")
+    given = {
+        "--cue-conflict": cue_conflict,
+        "--corrupted": corrupted,
+        "--mce-reference": mce_reference,
+        "--other": other,
+    }
+    needs |= {option: (USED_BY[option],) for option, value in given.items() if value}
     asked = _asked(axes, wish, fail_under=fail_under or [], needs=needs)
     attacks = _attacks(suite or (wish.suite if wish else "standard"), chosen_threat)
     chosen_budget = budget_of(budget or [], quick=attacks == "quick")
@@ -240,6 +255,8 @@ def _asked(
         raise ConfigError(f"--axes: no axis {unknown[0]!r}; {did_you_mean(unknown[0], AXES)}")
     if missing := [axis for axis in _floors(fail_under) if axis not in asked]:
         raise ConfigError(f"--fail-under: {missing[0]} is not measured; --axes has {', '.join(asked)}.")
+    if other := [axis for axis in _floors(fail_under) if axis in NO_ACCURACY]:
+        raise ConfigError(f"--fail-under: {other[0]} is no accuracy; name another axis.")
     for option, needed in needs.items():
         if lacking := [axis for axis in needed if axis not in asked]:
             raise ConfigError(f"{option}: needs the axis {lacking[0]}; add it to --axes.")

@@ -13,6 +13,7 @@ from hardy.data import ArrayData, load_data
 from hardy.data.cue_conflict import CueConflict
 from hardy.errors import ConfigError, DataError, HardyError, did_you_mean
 from hardy.evaluation import Budget, Material
+from hardy.evaluation.budget import SEVERITIES
 from hardy.threats import parse_budget
 
 if TYPE_CHECKING:
@@ -122,6 +123,11 @@ def _errors(result: "Result", text: str) -> dict[str, float]:
     found: dict[str, list[float]] = defaultdict(list)
     for point in axes["corruptions"].points:
         found[point.series].append(1 - point.accuracy)
+    if few := [name for name, values in found.items() if len(values) != len(SEVERITIES)]:
+        raise ConfigError(
+            f"--mce-reference: {text} must have all five severities; got {len(found[few[0]])} of {few[0]}. Evaluate "
+            "that net with --budget severities=1,2,3,4,5."
+        )
     errors = {name: sum(values) / len(values) for name, values in found.items()}
     return errors | ({"clean": 1 - result.accuracy("clean")} if "clean" in axes else {})
 

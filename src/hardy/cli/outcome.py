@@ -10,7 +10,7 @@ from hardy.cli.common import console
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-    from hardy.results import Axis, Result, Score
+    from hardy.results import Axis, Result, Score, Versus
 
 __all__ = ["hold", "show", "without_images", "write_record"]
 
@@ -29,10 +29,7 @@ def show(result: "Result") -> None:
             table.add_row("" if i else axis.name, *row)
     console().print(table)
     for v in result.versus:
-        bounds = "" if v.low is None or v.high is None else f" [{100 * v.low:+.1f}, {100 * v.high:+.1f}]"
-        test = "" if v.p is None else f", p = {v.p:.2g}"
-        words = f"{v.axis}: {100 * v.difference:+.1f} points{bounds} against {v.base}{test}: {v.verdict}"
-        console().print(words, highlight=False)
+        console().print(f"{v.axis}: {_compared(result, v)}", highlight=False)
     for check in result.checks:
         if check.status in {"warn", "fail"}:
             colour = "red" if check.status == "fail" else "yellow"
@@ -45,6 +42,21 @@ def show(result: "Result") -> None:
             missing.setdefault(f"{check.evidence}. {check.remedy}", []).append(check.code)
     for why, codes in missing.items():
         console().print(f"not run: {', '.join(codes)}: {why}", highlight=False, style="dim")
+
+
+def _compared(result: "Result", v: "Versus") -> str:
+    """Say how the model differs from its base; nothing is claimed where a failed check forbids it."""
+    from hardy.reporting.trust import named
+    from hardy.reporting.versus import voided
+
+    if codes := voided(result, v.axis):
+        return f"void against {v.base}: {named(codes)} failed"
+    scale, form, unit = (100, "+.1f", " points") if v.kind in ("accuracy", "description") else (1, "+.3f", "")
+    bounds = (
+        "" if v.low is None or v.high is None else f" [{format(scale * v.low, form)}, {format(scale * v.high, form)}]"
+    )
+    test = "" if v.p is None else f", p = {v.p:.2g}: {v.verdict}"
+    return f"{format(scale * v.difference, form)}{unit}{bounds} against {v.base}{test}"
 
 
 def _rows(axis: "Axis") -> "Iterator[tuple[str, str, str]]":
@@ -73,6 +85,10 @@ def hold(result: "Result", floors: dict[str, float]) -> None:
     """Exit with 1 if an accuracy is below its floor, or a failed check says that it is no evidence."""
     from hardy.reporting.trust import failed, named
 
+    measured = {axis.name for axis in result.axes}
+    for axis in [axis for axis in floors if axis not in measured]:
+        console().print(f"[red]{axis}: was not measured, so --fail-under does not hold[/]")
+        raise typer.Exit(1)
     low = {axis: result.accuracy(axis) for axis, floor in floors.items() if result.accuracy(axis) < floor}
     void = {axis: codes for axis in floors if (codes := failed(result, axis))}
     for axis, codes in void.items():

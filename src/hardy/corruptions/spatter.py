@@ -16,6 +16,7 @@ from hardy import seeding
 from hardy.corruptions._bands import map_columns, map_rows, smoothing
 from hardy.corruptions._chunks import in_chunks
 from hardy.corruptions.scale import Scale, check
+from hardy.errors import ShapeError
 
 __all__ = ["SPATTERS", "Drops", "spatter"]
 
@@ -58,6 +59,7 @@ SPATTERS: Mapping[Scale, tuple[Drops, ...]] = {  # severity 1 to 5
 }
 WATER, MUD = (175 / 255, 238 / 255, 238 / 255), (63 / 255, 42 / 255, 20 / 255)
 GRAY = (0.2989, 0.5870, 0.1140)  # of a colour on a gray image, as imagecorruptions weighs it
+LEAST = 2  # pixels per side, which mirroring at the border needs
 FAR = 20  # pixels at which the distance to an edge is cut
 WEAK, STRONG = 50, 150  # thresholds of the edge detector, for 256 levels
 
@@ -85,8 +87,13 @@ def spatter(
 
     Raises:
         ParameterError: another severity or scale.
+        ShapeError: an image with less than 2 pixels per side, which has no edges.
     """
     check("spatter", severity, scale)
+    if min(x.shape[2:]) < LEAST:
+        raise ShapeError(
+            f"spatter: images must be at least {LEAST}x{LEAST} pixels; got {x.shape[2]}x{x.shape[3]}. Enlarge them."
+        )
     drops = SPATTERS[scale][severity - 1]
     colour = torch.tensor(MUD if drops.mud else WATER, device=x.device)
     colour = colour @ colour.new_tensor(GRAY)[:, None] if x.shape[1] == 1 else colour

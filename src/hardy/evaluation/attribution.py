@@ -46,6 +46,7 @@ def saliency(model: nn.Module, x: Float[Tensor, "n c h w"], y: Int[Tensor, "n"])
 def attributions(context: Context) -> Float[Tensor, "n h w"]:
     """Ask ``context.material.attribution``, or :func:`saliency`, about all images, batch by batch.
 
+    :func:`saliency` is that of the differentiable twin, if there is one: the model itself may mask its gradients.
     Modes, buffers and gradients of the model are put back as they were.
 
     Returns:
@@ -56,11 +57,12 @@ def attributions(context: Context) -> Float[Tensor, "n h w"]:
         DataError: one of them is not finite.
     """
     ask = context.material.attribution or saliency
+    net = context.model if context.material.attribution is not None else context.twin or context.model
     made = []
-    with untouched(context.model), torch.inference_mode(False), torch.enable_grad():
+    with untouched(net), torch.inference_mode(False), torch.enable_grad():
         for rows in torch.split(torch.arange(len(context.x), device=context.x.device), context.batch_size):
             x = context.x[rows]
-            given = ask(context.model, x, context.y[rows])
+            given = ask(net, x, context.y[rows])
             _check(given, x, ask)
             made.append(given.detach().to(x))
     return torch.cat(made)

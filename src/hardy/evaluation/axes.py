@@ -55,5 +55,6 @@ def check_material(context: Context) -> None:
     cue = context.material.cue_conflict
     if cue is not None:
         texture.check_cue_conflict(cue, context.x[0], context.num_classes)
-    corruptions.check_reference(context.material.reference_errors)
+    corruptions.check_reference(context.material.reference_errors, min(context.x.shape[2:]))
+    corruptions.check_copies(context)
     ood.check_images(context)

@@ -1,7 +1,7 @@
 """Axis ``calibration``: does the model's confidence mean what it says?
 
 Confidence is the largest softmax probability. The expected calibration error (ECE; Naeini et al., AAAI 2015; Guo et
-al., ICML 2017, https://arxiv.org/abs/1706.04599, Eq. 3) is computed by torchmetrics in bins of equal width; the Brier
+al., ICML 2017, https://arxiv.org/abs/1706.04599, Eq. 3) is taken in bins of equal width, closed on the right; the Brier
 score (Brier, 1950) is the squared distance between the probabilities and the true class, summed over classes; the
 negative log-likelihood is in nats. One temperature for all logits (Guo et al., section 4.2) is fitted by likelihood on
 one half of the evaluated images and judged on the other, in both directions.
@@ -10,6 +10,7 @@ one half of the evaluated images and judged on the other, in both directions.
 import math
 
 import numpy as np
+import numpy.typing as npt
 import torch
 from jaxtyping import Bool, Float, Int
 from scipy.optimize import minimize_scalar
@@ -30,22 +31,23 @@ RANGE = (-3.0, 4.0)  # of the logarithm of a temperature
 
 def measure(context: Context) -> Measured | NotMeasured:
     """Compare confidence and accuracy on the plain images; of a random net the mean probabilities of its answers."""
-    p = _probabilities(context)
-    if not bool(p.isfinite().all()):
+    log_p = _log_probabilities(context)
+    if not bool(log_p.isfinite().all()):
         return NotMeasured("calibration", "the model returned logits that are not finite", "See the check logits.")
     y, bins = context.y, context.budget.calibration_bins
-    confidence, found = p.max(dim=1)
-    right = found == y
+    p, (best, found) = log_p.exp(), log_p.max(dim=1)
+    confidence, right = best.exp(), found == y
     brier = (p - torch.nn.functional.one_hot(y, p.shape[1])).square().sum(dim=1)
-    nll = -p.gather(1, y[:, None])[:, 0].clamp_min(torch.finfo(p.dtype).tiny).log()
-    low, high = _interval(confidence, right, bins, context.seed)
+    nll = -log_p.gather(1, y[:, None])[:, 0]
+    ece = _ece(confidence, right, bins)
+    low, high = _interval(ece, confidence, right, bins, context.seed)
     n = len(y)
     scores = [
-        Score(label=ECE, value=_ece(p, y, bins), kind="error", n=n, low=low, high=high, details={"bins": bins}),
+        Score(label=ECE, value=ece, kind="error", n=n, low=low, high=high, details={"bins": bins}),
         mean_score("Brier score", brier.cpu().numpy(), kind="error"),
         mean_score("negative log-likelihood", nll.cpu().numpy(), kind="error", unit="nats"),
         mean_score("confidence minus accuracy", (confidence - right.float()).cpu().numpy(), kind="description"),
-        *_scaled(context, p),
+        *_scaled(context, log_p),
         *_reliability(confidence, right, bins),
     ]
     axis = Axis(
@@ -79,53 +81,67 @@ def temperature(z: Float[Tensor, "n k"], y: Int[Tensor, "n"]) -> float:
     return math.exp(float(found.x))
 
 
-def _probabilities(context: Context) -> Float[Tensor, "n k"]:
+def _log_probabilities(context: Context) -> Float[Tensor, "n k"]:
+    """Give the logarithms, as a probability itself ends at exp(-103) in float32; of a random net, of the mean."""
     if context.draws == 1 and "logits" in context.memo:
         z: Tensor = context.memo["logits"]
-        return z.softmax(dim=1)
-    return torch.stack([context.logits(context.x).softmax(dim=1) for _ in range(context.draws)]).mean(dim=0)
+        return z.log_softmax(dim=1)
+    drawn = torch.stack([context.logits(context.x).log_softmax(dim=1) for _ in range(context.draws)])
+    return (drawn.logsumexp(dim=0) - math.log(context.draws)).clamp_max(0)
 
 
-def _ece(p: Float[Tensor, "n k"], y: Int[Tensor, "n"], bins: int) -> float:
-    from torchmetrics.functional.classification import multiclass_calibration_error
+def _places(confidence: Float[Tensor, "n"], bins: int) -> Int[Tensor, "n"]:
+    """Number the bins of equal width, closed on the right."""
+    return (confidence * bins).ceil().long().sub(1).clamp(0, bins - 1)
 
-    return float(multiclass_calibration_error(p, y, num_classes=p.shape[1], n_bins=bins, norm="l1"))
+
+def _gaps(
+    confidence: Float[Tensor, "n"], right: Bool[Tensor, "n"], bins: int
+) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.float64]]:
+    """Give every image's bin, and its confidence less whether it is right."""
+    place: npt.NDArray[np.int64] = _places(confidence, bins).cpu().numpy()
+    return place, confidence.cpu().numpy().astype(np.float64) - right.cpu().numpy()
 
 
-def _interval(confidence: Float[Tensor, "n"], right: Bool[Tensor, "n"], bins: int, seed: int) -> tuple[float, float]:
-    """Bound the ECE by resampling images; a percentile interval, biased upwards as the ECE of few images itself."""
-    c, r = confidence.cpu().numpy().astype(np.float64), right.cpu().numpy().astype(np.float64)
-    place = np.clip(np.ceil(c * bins).astype(np.int64) - 1, 0, bins - 1)
-    rng, n = np.random.default_rng(seed), len(c)
+def _ece(confidence: Float[Tensor, "n"], right: Bool[Tensor, "n"], bins: int) -> float:
+    place, gap = _gaps(confidence, right, bins)
+    return float(np.abs(np.bincount(place, weights=gap, minlength=bins)).sum() / len(gap))
+
+
+def _interval(
+    ece: float, confidence: Float[Tensor, "n"], right: Bool[Tensor, "n"], bins: int, seed: int
+) -> tuple[float, float]:
+    """Bound the ECE by resampling images: the basic bootstrap, as resamples are biased upwards, and around the ECE."""
+    place, gap = _gaps(confidence, right, bins)
+    rng, n = np.random.default_rng(seed), len(gap)
     errors = []
     for _ in range(BOOTSTRAP):
         rows = rng.integers(n, size=n)
-        gaps = np.bincount(place[rows], weights=(c - r)[rows], minlength=bins)
-        errors.append(np.abs(gaps).sum() / n)
-    low, high = np.quantile(errors, [0.025, 0.975])
-    return float(low), float(high)
+        errors.append(np.abs(np.bincount(place[rows], weights=gap[rows], minlength=bins)).sum() / n)
+    least, most = (float(q) for q in np.quantile(errors, [0.025, 0.975]))
+    return max(0.0, min(ece, 2 * ece - most)), min(1.0, max(ece, 2 * ece - least))
 
 
-def _scaled(context: Context, p: Float[Tensor, "n k"]) -> list[Score]:
+def _scaled(context: Context, z: Float[Tensor, "n k"]) -> list[Score]:
     """Give the ECE that is left after one temperature, which was fitted on other images, and that temperature."""
     half = seeding.uniform(context.keys("calibration"), 0, ()) < 0.5
     if min(int(half.sum()), int((~half).sum())) < FEWEST:
         return []
-    z = p.clamp_min(torch.finfo(p.dtype).tiny).log()  # the same softmax as that of the logits
-    scaled = torch.empty_like(p)
+    scaled = torch.empty_like(z)
     for fit, judge in ((half, ~half), (~half, half)):
         scaled[judge] = (z[judge] / temperature(z[fit], context.y[fit])).softmax(dim=1)
     whole = temperature(z, context.y)
-    bins, n = context.budget.calibration_bins, len(p)
+    confidence, found = scaled.max(dim=1)
+    rest, n = _ece(confidence, found == context.y, context.budget.calibration_bins), len(z)
     return [
-        Score(label="its rest after temperature scaling", value=_ece(scaled, context.y, bins), kind="error", n=n),
+        Score(label="its rest after temperature scaling", value=rest, kind="error", n=n),
         Score(label="temperature", value=whole, kind="description", n=n, unit="(1: none needed)"),
     ]
 
 
 def _reliability(confidence: Float[Tensor, "n"], right: Bool[Tensor, "n"], bins: int) -> list[Score]:
     """Give the accuracy of the images of every bin at their mean confidence."""
-    place = (confidence * bins).ceil().long().sub(1).clamp(0, bins - 1)
+    place = _places(confidence, bins)
     made = []
     for i in range(bins):
         here = place == i

@@ -47,24 +47,24 @@ def measure(context: Context) -> Measured | NotMeasured:
     """
     budget = context.budget
     sigma, draws, alpha = budget.smoothing_sigma, budget.smoothing_draws, budget.smoothing_alpha
+    if any(module.training for module in context.model.modules()):
+        return NotMeasured("certified", "a part of the model is in train mode", "See the check eval_mode.")
     try:
         largest = largest_radius(sigma=sigma, draws=draws, alpha=alpha)
     except ParameterError as error:
         return NotMeasured("certified", str(error), "Give a larger Budget(smoothing_draws=...).")
     chosen, noisy, radius = _smoothed(context)
     bound, refused = _bounded(context)
+    how: Details = {"sigma": sigma, "draws": draws, "select": SELECT, "alpha": alpha}
     facts: Details = {
-        "sigma": sigma,
-        "draws": draws,
-        "select": SELECT,
-        "alpha": alpha,
+        **how,
         "largest_radius": largest,
         "random_net": f"{RANDOM}; alpha holds only if its rows draw by themselves" if context.draws > 1 else None,
         "no_margin_bound": refused,
     }
     found = {
-        **_curve(context, radius, facts, forward=len(context.x) * SELECT + int(chosen.sum()) * draws),
-        **_at_threat(context, radius, largest),
+        **_curve(context, radius, how, facts, forward=len(context.x) * SELECT + int(chosen.sum()) * draws),
+        **_at_threat(context, radius, how, largest),
         CHOICE: (chosen, record(CHOICE, chosen, passes={}, details={"sigma": sigma, "draws": SELECT})),
         **(_proved(context, bound) if bound is not None else {}),
     }
@@ -76,7 +76,7 @@ def measure(context: Context) -> Measured | NotMeasured:
         headline=_label(HEADLINE * sigma),
         points=tuple(point for _, point in found.values()),
         level_name="L2 radius (pixels in [0, 1])",
-        scores=_scores(values),
+        scores=_scores(values, how),
     )
     return Measured(axis=axis, outcomes={label: right for label, (right, _) in found.items()}, arrays=values)
 
@@ -120,42 +120,43 @@ def _bounded(context: Context) -> tuple[Float[Tensor, "n"] | None, str | None]:
     return bound, None
 
 
-def _curve(context: Context, radius: Float[Tensor, "n"], facts: Details, *, forward: int) -> Found:
-    """Count how many images are certified at each radius; the headline has the facts and the passes of all."""
+def _curve(context: Context, radius: Float[Tensor, "n"], how: Details, facts: Details, *, forward: int) -> Found:
+    """Count how many images are certified at each radius; the headline has all facts and the passes of all."""
     found: Found = {}
     for share in LEVELS:
         level = share * context.budget.smoothing_sigma
         right, first = (radius > 0) & (radius >= level), share == HEADLINE
-        passes, details = ({"forward": forward}, facts) if first else ({}, None)
+        passes, details = ({"forward": forward}, facts) if first else ({}, how)
         point = record(_label(level), right, level=level, series=SERIES, passes=passes, details=details)
         found[point.label] = right, point
     return found
 
 
-def _at_threat(context: Context, radius: Float[Tensor, "n"], largest: float) -> Found:
+def _at_threat(context: Context, radius: Float[Tensor, "n"], how: Details, largest: float) -> Found:
     """Count where the certified radius covers the threat's ball, which under linf reaches to its corners."""
     threat, size = context.threat, context.x[0].numel()
     length = threat.eps * math.sqrt(size) if threat.norm == "linf" else threat.eps
     right, label = (radius > 0) & (radius >= length), f"all of {threat}"
     about = f"no perturbation of {threat} is longer than {length:.4g}"
-    details: Details = {"reachable": length <= largest, "how": about}
+    details: Details = {**how, "reachable": length <= largest, "how": about}
     return {label: (right, record(label, right, level=length, series=SERIES, passes={}, details=details))}
 
 
 def _proved(context: Context, bound: Float[Tensor, "n"]) -> Found:
-    """Count where the margin of the net itself stays positive; its forward passes carry two values per activation."""
+    """Count where the margin of the net itself stays positive; of its four passes two are bounds, two a check."""
     right, label = bound > 0, f"{BOUND}, {context.threat}"
     details: Details = {"weight_eps": 0.0, "median_bound": float(bound.median())}
-    passes = {"forward": 2 * len(context.x)}
+    passes = {"forward": 4 * len(context.x)}
     return {label: (right, record(label, right, series=BOUND, passes=passes, details=details))}
 
 
-def _scores(values: dict[str, Tensor]) -> tuple[Score, ...]:
+def _scores(values: dict[str, Tensor], how: Details) -> tuple[Score, ...]:
     radius, abstained, noisy = (values[label].cpu().numpy() for label in (RADIUS, ABSTAINED, NOISY))
     return (
-        mean_score(RADIUS, radius, kind="quality", unit="L2, pixels in [0, 1]"),
-        mean_score(ABSTAINED, abstained, kind="error"),
-        mean_score(NOISY, noisy, kind="accuracy"),
+        mean_score(RADIUS, radius, kind="quality", unit="L2, pixels in [0, 1]", details=dict(how)),
+        # not an error: a net that is wrong everywhere never abstains on the right class
+        mean_score(ABSTAINED, abstained, kind="description", details=dict(how)),
+        mean_score(NOISY, noisy, kind="accuracy", details=dict(how)),
     )
 
 

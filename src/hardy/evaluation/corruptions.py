@@ -15,16 +15,17 @@ import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
 
-from hardy.corruptions.common import CORRUPTIONS, FAMILIES, corrupt, scale_of
+from hardy.corruptions.common import ALEXNET_ERRORS, CORRUPTIONS, FAMILIES, corrupt, scale_of
 from hardy.corruptions.scale import SEVERITIES
 from hardy.errors import DataError, ParameterError, ShapeError, did_you_mean
 from hardy.evaluation.context import Context, Measured, NotMeasured, record
 from hardy.results import Axis, Point, Score, ScoreKind, mean_score
 
-__all__ = ["check_reference", "measure"]
+__all__ = ["check_copies", "check_reference", "measure"]
 
 PART = 4  # batches of images that are corrupted before they are classified, which bounds the memory
 CLEAN = "clean"  # key of the reference's error on clean images
+SAMPLE = 8  # copies per severity that are looked at before anything is computed
 LEAST = 1e-3  # that the reference must lose to a corruption for a ratio of losses to mean something
 Details = dict[str, str | int | float | bool | None]
 
@@ -47,13 +48,15 @@ def measure(context: Context) -> Measured | NotMeasured:
     size is left out and named. Means: "mean accuracy" over the common corruptions (over all that were asked for, if
     none of them is common), "noise", "blur", "weather" and "digital" over the common ones of the family, "extra" over
     the further ones. With ``material.reference_errors`` also "mCE" and, if it has "clean", "relative mCE"; both need
-    all five severities. The numbers behind a mean, one per image, are in ``arrays``.
+    all five severities, and over fewer than the 15 common corruptions the label says of how many. The numbers behind a
+    mean, one per image, are in ``arrays``.
 
     Raises:
-        ParameterError: an unknown name in the reference errors, or such an error out of range.
+        ParameterError: an unknown name in the reference errors, such an error out of range, or errors of a net on
+            other constants.
         DataError: the published copies are damaged, or are not of these images.
     """
-    check_reference(context.material.reference_errors)
+    check_reference(context.material.reference_errors, min(context.x.shape[2:]))
     names, source = _names(context), context.material.corrupted
     if context.x.shape[1] not in {1, 3}:
         return NotMeasured("corruptions", f"images have {context.x.shape[1]} channels", "Give gray or RGB images.")
@@ -82,30 +85,49 @@ def _names(context: Context) -> list[str]:
 
 def _reason_against(context: Context, name: str) -> str | None:
     """Try the first image at every severity, so that what cannot work fails before anything is computed."""
-    shape = tuple(context.x.shape[1:])
     for severity in context.budget.severities:
         try:
-            got = tuple(_images(context, name, severity, torch.tensor([0], device=context.x.device)).shape[1:])
+            got = _images(context, name, severity, torch.tensor([0], device=context.x.device))
         except ShapeError as error:
             return str(error)
-        if got != shape:
-            raise DataError(
-                f"corruptions: the copies must have the size of the images, {shape}; got {got} for {name}. "
-                f"Load the images in that size."
-            )
+        _check_size(context, name, got)
     return None
+
+
+def check_copies(context: Context) -> None:
+    """Read some copies of the first corruption at every severity, if copies were given, before anything is computed.
+
+    Raises:
+        DataError: they are damaged, of another size, or not of these images.
+    """
+    source, names = context.material.corrupted, _names(context)
+    if source is None or not names:
+        return
+    n = len(context.x)
+    some = torch.linspace(0, n - 1, min(n, SAMPLE), device=context.rows.device).long()
+    for severity in context.budget.severities:
+        _check_size(context, names[0], source.images(names[0], severity, context.rows[some], context.y[some]))
+
+
+def _check_size(context: Context, name: str, made: Tensor) -> None:
+    shape, got = tuple(context.x.shape[1:]), tuple(made.shape[1:])
+    if got != shape:
+        raise DataError(
+            f"corruptions: the copies must have the size of the images, {shape}; got {got} for {name}. "
+            f"Load the images in that size."
+        )
 
 
 def _measure_one(context: Context, name: str, found: _Found) -> None:
     """Classify the images under one corruption at every severity."""
     right = []
+    facts: Details = {"family": CORRUPTIONS[name].family, "common": CORRUPTIONS[name].common, **_origin(context)}
     for severity in context.budget.severities:
         label = f"{name} {severity}"
         parts = [context.predict(_images(context, name, severity, part)) for part in _parts(context)]
         found.outcomes[label] = torch.cat(parts) == context.y
         right.append(found.outcomes[label])
         passes = {"forward": len(context.x) * context.draws}
-        facts: Details = {"family": CORRUPTIONS[name].family, "common": CORRUPTIONS[name].common}
         found.points.append(record(label, right[-1], level=float(severity), series=name, passes=passes, details=facts))
     found.means[name] = _mean(right)
 
@@ -140,12 +162,12 @@ def _measured(context: Context, found: _Found) -> Measured:
     for label, members in groups.items():
         if members:
             arrays[label] = _mean([found.means[name] for name in members])
-            details: Details = {"corruptions": len(members), **(facts if label == "mean accuracy" else {})}
+            details: Details = {**_named(members), **facts}
             series = "" if label == "mean accuracy" else "group"
             scores.append(_score(label, arrays[label], "accuracy", series=series, details=details))
     for label, values, details in _relative_to_reference(context, {name: found.means[name] for name in common}):
         arrays[label] = values
-        scores.append(_score(label, values, "error", unit="%", details=details))
+        scores.append(_score(label, values, "error", unit="%", details={**details, **facts}))
     axis = Axis(
         name="corruptions",
         question="How often is it still right under common corruptions: noise, blur, weather, digital?",
@@ -162,19 +184,29 @@ def _score(label: str, values: Tensor, kind: ScoreKind, **facts: object) -> Scor
 
 
 def _facts(context: Context, found: _Found) -> Details:
-    """Say what was measured, for the headline."""
-    source, reference = context.material.corrupted, context.material.reference_errors
+    """Say what was measured, for every mean."""
+    reference = context.material.reference_errors
     facts: Details = {
         "severities": ", ".join(str(severity) for severity in context.budget.severities),
-        "source": "generated" if source is None else source.name,
+        **_origin(context),
     }
-    if source is None:
-        facts["scale"] = scale_of(context.x.shape[2], context.x.shape[3])
     if found.left_out:
         facts["left_out"] = "; ".join(f"{name} ({reason})" for name, reason in found.left_out.items())
     if reference is not None and set(context.budget.severities) != set(SEVERITIES):
         facts["no_mCE"] = "it needs all five severities"
     return facts
+
+
+def _origin(context: Context) -> Details:
+    """Say where the corrupted images come from, and made with whose constants, if that is known."""
+    source = context.material.corrupted
+    if source is not None:
+        return {"images_from": source.name}
+    return {"images_from": "generated", "scale": scale_of(context.x.shape[2], context.x.shape[3])}
+
+
+def _named(members: list[str]) -> Details:
+    return {"corruptions": len(members), "names": ", ".join(members)}
 
 
 def _relative_to_reference(
@@ -185,28 +217,42 @@ def _relative_to_reference(
     names = [name for name in means if name in reference]
     if not names or set(context.budget.severities) != set(SEVERITIES):
         return
-    details: Details = {"reference": context.material.reference_name or "not named", "corruptions": len(names)}
-    yield "mCE", 100 * _mean([(1 - means[name]) / reference[name] for name in names]), details
+    details: Details = {"reference": context.material.reference_name or "not named", **_named(names)}
+    details["reference_error"] = sum(reference[name] for name in names) / len(names)
+    every = sum(each.common for each in CORRUPTIONS.values())
+    of = "" if len(names) == every else f" of {len(names)} corruption{'s' if len(names) > 1 else ''}"
+    yield f"mCE{of}", 100 * _mean([(1 - means[name]) / reference[name] for name in names]), details
     clean = reference.get(CLEAN, 1.0)
     if any(reference[name] - clean < LEAST for name in names):  # nothing to be relative to
         return
     right = context.correct.float()
     ratios = [(right - means[name]) / (reference[name] - clean) for name in names]
-    yield "relative mCE", 100 * _mean(ratios), {**details, "reference_clean_error": clean}
+    yield f"relative mCE{of}", 100 * _mean(ratios), {**details, "reference_clean_error": clean}
 
 
-def check_reference(errors: Mapping[str, float] | None) -> None:
+def check_reference(errors: Mapping[str, float] | None, side: int | None = None) -> None:
     """Look at the errors of the reference net before anything is computed.
 
+    Args:
+        errors: By corruption, and by "clean".
+        side: The shorter side of the images in pixels; None: not looked at.
+
     Raises:
-        ParameterError: an unknown name, or an error outside (0, 1].
+        ParameterError: an unknown name, an error outside (0, 1] ("clean": outside [0, 1]), or the published errors of
+            AlexNet, which are on ImageNet-C, for images so small that they get the constants of CIFAR-10-C.
     """
+    if errors is not None and side is not None and scale_of(side, side) == "cifar" and errors == ALEXNET_ERRORS:
+        raise ParameterError(
+            f"corruptions: ALEXNET_ERRORS are errors on ImageNet-C; images of {side} pixels get the constants of "
+            f"CIFAR-10-C. Give reference_errors that were measured on such images."
+        )
     for name, error in (errors or {}).items():
         if name not in CORRUPTIONS and name != CLEAN:
             known = [*CORRUPTIONS, CLEAN]
             raise ParameterError(f"corruptions: unknown name {name!r} in reference_errors; {did_you_mean(name, known)}")
-        if not 0 < error <= 1:
-            raise ParameterError(f"corruptions: reference_errors must be in (0, 1]; got {error} for {name}.")
+        if not (0 < error <= 1 or (name == CLEAN and error == 0)):
+            allowed = "[0, 1]" if name == CLEAN else "(0, 1]"
+            raise ParameterError(f"corruptions: reference_errors must be in {allowed}; got {error} for {name}.")
 
 
 def _mean(values: list[Bool[Tensor, "n"]] | list[Float[Tensor, "n"]]) -> Float[Tensor, "n"]:

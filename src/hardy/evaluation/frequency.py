@@ -65,7 +65,7 @@ def measure(context: Context) -> Measured | NotMeasured:
         return NotMeasured("frequency", reason, "Measure on images with gray levels in between.")
     means = torch.stack([outcomes[p.label] for p in points if p.series == ATTACK]).float().mean(dim=0)
     whole, outcomes[ALL] = _attacked(context, BandPGD(bands=1, steps=budget.band_steps, eot=context.draws))
-    details: Details = {"bands": budget.bands - len(left_out)}
+    details: Details = {"bands": budget.bands, "band_steps": budget.band_steps}
     details |= {"left_out": f"{', '.join(left_out)} (no room in the box)"} if left_out else {}
     axis = Axis(
         name="frequency",
@@ -108,6 +108,7 @@ def _controlled(
     """Show the control of one band to the net: the point, and which images are still right."""
     right = (context.predict(noisy) == context.y) & context.correct
     details: Details = {"attack": "random direction", "no_room": no_room}
+    details |= {"bands": spec.bands, "band_steps": spec.steps}
     passes = {"forward": len(right) * context.draws}
     return _point(context, spec, CONTROL, right, x_adv=noisy, passes=passes, details=details), right
 

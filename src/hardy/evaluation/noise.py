@@ -42,7 +42,8 @@ def measure(context: Context) -> Measured:
         for level in levels:
             label = f"{word} {level:g}"
             outcomes[label] = context.predict(noisy(level)) == context.y
-            points.append(record(label, outcomes[label], level=level, series=series, passes={"forward": len(x)}))
+            passes = {"forward": len(x) * context.draws}
+            points.append(record(label, outcomes[label], level=level, series=series, passes=passes))
     axis = Axis(
         name="noise",
         question="How often is it still right under random noise: Gaussian, uniform, or salt and pepper?",

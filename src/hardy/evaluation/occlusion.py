@@ -9,7 +9,9 @@ Three kinds of curves over the share that is hidden:
 - everything lost from one side, in the four orders of a scan line: as many patches as at random, but in one piece.
 
 Relevance is that of the model itself unless ``Material.attribution`` says otherwise; then every model hides what it
-looks at, which differs from model to model. An attribution of one fixed net hides the same from all.
+looks at, which differs from model to model. An attribution of one fixed net hides the same from all. An image without
+relevance, such as one of a net that masks its gradients, would lose random patches: where these are more than a tenth
+of the images, there are no such curves.
 """
 
 import math
@@ -38,6 +40,7 @@ from hardy.results import Axis
 __all__ = ["measure"]
 
 TYPICAL = 0.5  # the headline is the share closest to it
+BLIND = 0.1  # share of the images without relevance above which relevance hides nothing
 MAIN = "mean"  # fill of the headline and of everything but the random drop; else the first of the fills
 SIDES = dict(zip(ORDERS, ("top", "left", "bottom", "right"), strict=True))
 SCANS = {  # curves of the scan lines; what has the same name in two orders is the same
@@ -78,7 +81,7 @@ def measure(context: Context) -> Measured | NotMeasured:
     for hidden in _everything(context, grid, main):
         label = _label(hidden.series, hidden.level)
         outcomes[label] = context.predict(hidden.x) == context.y
-        spent = {"forward": len(context.x) + hidden.backward}
+        spent = {"forward": len(context.x) * context.draws + hidden.backward}
         made = record(
             label,
             outcomes[label],
@@ -88,11 +91,10 @@ def measure(context: Context) -> Measured | NotMeasured:
             details={"grid": f"{grid}x{grid}", "hidden_share": round(hidden.share, 4), **hidden.details},
         )
         points.append(made)
-    typical = min(context.budget.drop_shares, key=lambda share: abs(share - TYPICAL))
     axis = Axis(
         name="occlusion",
         question="How often is it still right when parts of the image are hidden?",
-        headline=_label(_random_series(main), typical),
+        headline=_label(_random_series(main), _typical(context)),
         points=tuple(points),
         level_name="share of the patches (foreground: of the relevance)",
     )
@@ -102,10 +104,17 @@ def measure(context: Context) -> Measured | NotMeasured:
 def _everything(context: Context, grid: int, main: str) -> Iterator[_Hidden]:
     """Give the images of every point, one point at a time; relevance comes first, since a callable may raise."""
     mass = patch_mass(attributions(context), grid=grid)
+    irrelevant = int((mass.sum(dim=1) == 0).sum())
+    blind = irrelevant > BLIND * len(mass)
+    note = {"salient_left_out": f"{irrelevant} of {len(mass)} images have no relevance"}
     for name in sorted(context.budget.fills, key=lambda name: name != main):
-        yield from _random(context, grid, name)
+        for hidden in _random(context, grid, name):
+            headline = name == main and hidden.level == _typical(context)
+            noted = replace(hidden, details={**hidden.details, **note}, backward=_asked(context))
+            yield noted if blind and headline else hidden
     fill = _fill(context, grid, main)
-    yield from _salient(context, grid, mass, fill, main)
+    if not blind:
+        yield from _salient(context, grid, mass, fill, main)
     yield from _scanned(context, grid, fill, main)
 
 
@@ -124,7 +133,8 @@ def _salient(
     irrelevant = int((mass.sum(dim=1) == 0).sum())
     details: dict[str, str | int | float | bool | None] = {"fill": name, "relevance": attribution_name(given)}
     details |= {"images_without_relevance": irrelevant} if irrelevant else {}
-    asked = 0 if given is not None else len(context.x)
+    details |= {"relevance_through": "twin"} if given is None and context.twin is not None else {}
+    asked = _asked(context)
     for share in context.budget.drop_shares:
         dropped = first_patches(order, int(exact(share) * grid * grid))
         hidden = _dropped("most salient patches", share, context.x, dropped, fill=fill, details=details)
@@ -136,6 +146,15 @@ def _salient(
     for share in context.budget.drop_shares:
         dropped = ~foreground(mass, order, share=share)
         yield _dropped("only the foreground kept", share, context.x, dropped, fill=fill, details=details)
+
+
+def _asked(context: Context) -> int:
+    """Count the backward passes that relevance costs; those of a callable are not known."""
+    return 0 if context.material.attribution is not None else len(context.x)
+
+
+def _typical(context: Context) -> float:
+    return min(context.budget.drop_shares, key=lambda share: abs(share - TYPICAL))
 
 
 def _scanned(context: Context, grid: int, fill: Float[Tensor, "n c h w"], name: str) -> Iterator[_Hidden]:

@@ -58,7 +58,7 @@ def measure(context: Context) -> Measured | NotMeasured:
     for label, series, level, make in _conditions(context, grids):
         outcomes[label] = context.predict(make()) == context.y
         details = note if series == SHUFFLE else {}
-        passes = {"forward": len(context.x)}
+        passes = {"forward": len(context.x) * context.draws}
         points.append(record(label, outcomes[label], level=level, series=series, passes=passes, details={**details}))
     scores, arrays = ((), {}) if cue is None else _shape_bias(context, cue)
     axis = Axis(
@@ -118,7 +118,7 @@ def _shape_bias(context: Context, cue: CueConflict) -> tuple[tuple[Score, ...], 
         "shape_decisions": int(for_shape.sum()),
         "texture_decisions": int(for_texture.sum()),
     }
-    made = [_share(DECIDED, decided, passes={"forward": len(x)}, details={"by_chance": 2 / choices})]
+    made = [_share(DECIDED, decided, passes={"forward": len(x) * context.draws}, details={"by_chance": 2 / choices})]
     if bool(decided.any()):
         made.insert(0, _share(BIAS, for_shape[decided], details=facts))
     for k in sorted({*shape.tolist()}):

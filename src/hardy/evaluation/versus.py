@@ -18,13 +18,14 @@ from torch import Tensor, nn
 from hardy.attacks import PGD, SUITES
 from hardy.evaluation.adaptive import twin_of
 from hardy.evaluation.context import DRAWS, Context, Measured, NotMeasured, Source
+from hardy.evaluation.guards import SAME
 from hardy.evaluation.suite import confirmed, controls, resolve, suite_run
 from hardy.results import ScoreKind, Versus
-from hardy.stats import paired_bootstrap, sign_test
+from hardy.stats import paired_bootstrap, paired_p
 
 __all__ = ["DESCRIPTIONS", "versus"]
 
-LEVEL = 0.05  # of the sign test
+LEVEL = 0.05  # of the test
 DESCRIPTIONS = ("texture",)  # axes that describe what a net relies on: more is neither better nor worse
 Axes = Mapping[str, Callable[[Context], Measured | NotMeasured]]
 Values = npt.NDArray[Any]
@@ -66,7 +67,8 @@ def versus(context: Context, base: Source, axes: Axes) -> tuple[tuple[Versus, ..
 
 def _asked_of(context: Context, model: nn.Module) -> Context:
     """Put the same question to the base; whether its answers are random is its own matter."""
-    draws = DRAWS if float((context.logits(context.x, model) - context.logits(context.x, model)).abs().max()) > 0 else 1
+    first, second = (context.logits(context.x, model).nan_to_num(0.0, 0.0, 0.0) for _ in range(2))
+    draws = DRAWS if float((first - second).abs().max()) > SAME * float(first.abs().max()) else 1
     wish = context.suite_name if context.suite_name in SUITES else list(context.suite.values())
     _, suite = resolve(wish, context.threat, num_classes=context.num_classes, draws=draws)
     sources = tuple(source for source in context.sources if source.kind == "independent")
@@ -125,7 +127,7 @@ def _compare(
     axis: str, base: str, ours: Values, theirs: Values, *, label: str = "", kind: ScoreKind = "accuracy"
 ) -> Versus:
     mean, low, high = paired_bootstrap(ours, theirs)
-    p = sign_test(ours, theirs)
+    p = paired_p(ours, theirs)
     sign = -1 if kind == "error" else 1
     verdict: Literal["better", "worse", "unclear", "description"] = "unclear"
     if kind == "description":

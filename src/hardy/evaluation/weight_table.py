@@ -16,7 +16,7 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 
 from hardy import seeding
-from hardy.attacks import PGD, attack
+from hardy.attacks import APGD, PGD, attack
 from hardy.attacks.goal import predicted
 from hardy.errors import AttachError
 from hardy.evaluation.context import Context
@@ -24,7 +24,7 @@ from hardy.evaluation.weight_search import WorstWeights, losses, worst_weights
 from hardy.perturbed import WeightBall, Weights, perturbable, perturbed_weights
 from hardy.threats import Threat
 
-__all__ = ["SEARCH", "WORST", "Answer", "Details", "answers", "worst_case", "worst_label"]
+__all__ = ["SEARCH", "WORST", "Answer", "Details", "answers", "cost", "worst_case", "worst_label"]
 
 SEARCH = 100  # images that the worst case is searched on
 WORST = "worst case"  # series; that with a budget of the inputs names it too
@@ -61,6 +61,11 @@ def answers(context: Context, index: Int[Tensor, "m"]) -> tuple[Bool[Tensor, "m"
     logits = context.logits(x)
     guess = predicted(logits) if context.draws == 1 else context.predict(x)
     return guess == y, losses(logits, y)
+
+
+def cost(context: Context, n: int) -> int:
+    """Count the forward passes of :func:`answers` about n images: one for the loss, and the votes of a random net."""
+    return n if context.draws == 1 else n * (1 + context.draws)
 
 
 def worst_label(radius: float, threat: Threat | None) -> str:
@@ -109,8 +114,17 @@ def _row(
 
 
 def _facts(context: Context, radius: float, threat: Threat | None) -> Details:
-    eps = 0.0 if threat is None else threat.eps
-    return {"radius": radius, "eps": eps, "ball": context.budget.weight_ball}
+    """Give the settings that a cell depends on."""
+    budget = context.budget
+    searched = radius > 0 or threat is not None
+    return {
+        "radius": radius,
+        "eps": 0.0 if threat is None else threat.eps,
+        "ball": budget.weight_ball if radius > 0 else None,
+        "search_steps": budget.weight_steps if searched else None,
+        "search_restarts": budget.weight_restarts if searched else None,
+        "input_steps": None if threat is None else budget.weight_input_steps,
+    }
 
 
 def _seen(context: Context, found: WorstWeights, twin: nn.Module | None) -> Details:
@@ -156,14 +170,14 @@ def _judge(
 ) -> tuple[Bool[Tensor, "n"], Float[Tensor, "n"]]:
     """Ask the model as it now is about all images, attacked if there is a threat; keeps count and ``x_adv``."""
     right, loss = answers(context, torch.arange(len(context.x), device=context.x.device))
-    passes["forward"] += len(right)
+    passes["forward"] += cost(context, len(right))
     if threat is None:
         return right, loss
     if not first:
         left = right.nonzero()[:, 0]
         if len(left):
             right[left] = context.predict(x_adv[left]) == context.y[left]
-            passes["forward"] += len(left)
+            passes["forward"] += len(left) * context.draws
     for source in (None,) if twin is None else (None, twin):
         left = right.nonzero()[:, 0]
         if len(left):
@@ -175,13 +189,16 @@ def _judge(
 def _attack(
     context: Context, index: Int[Tensor, "m"], threat: Threat, source: nn.Module | None, passes: dict[str, int]
 ) -> tuple[Bool[Tensor, "m"], Float[Tensor, "m c h w"]]:
-    """Attack some images of the model as it now is, past the journal, which knows it with other weights."""
-    sure, y = context.draws == 1, context.y[index]
+    """Attack some images of the model as it now is, past the journal, which knows it with other weights.
+
+    Of a random net the gradients are averaged over its draws.
+    """
+    sure, y, steps = context.draws == 1, context.y[index], context.budget.weight_input_steps
     found = attack(
         context.model,
         context.x[index],
         y,
-        PGD(steps=context.budget.weight_input_steps),
+        PGD(steps=steps) if sure else APGD(steps=steps, eot=context.draws),
         threat=threat,
         rows=context.rows[index],
         seed=context.seed,
@@ -192,7 +209,10 @@ def _attack(
     )
     for kind, count in found.passes.items():
         passes[kind] += count
-    return (found.success if sure else context.predict(found.x_adv) != y), found.x_adv
+    if sure:
+        return found.success, found.x_adv
+    passes["forward"] += len(index) * context.draws
+    return context.predict(found.x_adv) != y, found.x_adv
 
 
 @contextmanager

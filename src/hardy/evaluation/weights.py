@@ -9,7 +9,8 @@ interval is that of the images; it does not know of the patterns.
 
 Flatness is the rise of the mean cross-entropy (Stutz, Hein, Schiele, "Relating adversarially robust generalization to
 flat minima", ICCV 2021, https://arxiv.org/abs/2104.04448): of all images, or with a budget of the inputs of those that
-the change was searched on, above the cross-entropy of the inputs attacked alone by the same search.
+the change was searched on, above the cross-entropy of the inputs attacked alone by the same search. It describes the
+model and depends on the scale of its logits: a constant net has a rise of 0.
 """
 
 from collections.abc import Callable, Iterator
@@ -26,7 +27,7 @@ from hardy.attacks import Progress
 from hardy.errors import AttachError
 from hardy.evaluation.context import Context, Measured, NotMeasured, record
 from hardy.evaluation.weight_noise import analogue_noise, flip_bits, prune_random, prune_smallest, quantise
-from hardy.evaluation.weight_table import WORST, Answer, answers, worst_case, worst_label
+from hardy.evaluation.weight_table import WORST, Answer, answers, cost, worst_case, worst_label
 from hardy.perturbed import WeightBall, Weights, added, perturbable, perturbed_weights
 from hardy.results import Axis, mean_score
 
@@ -35,6 +36,7 @@ __all__ = ["PATTERNS", "RANDOM", "WORST", "measure"]
 PATTERNS = 10  # of every random change
 TYPICAL = 0.003  # the headline is the radius closest to it: that of the paper on flatness
 RANDOM = "random direction"  # series
+OF_RISE = ("eps", "radius", "ball", "search_steps", "search_restarts", "patterns")  # details of its point that it needs
 STRENGTH = "strength (radius, bits per weight, share of bits or weights, or sigma, as the series says)"
 
 Noise = Callable[[Tensor, float, int, str], Tensor]  # (weight, strength, root, name) -> weight
@@ -66,8 +68,8 @@ def _measured(context: Context, found: list[Answer]) -> Measured:
     scores = []
     for label, (answer, rise) in rises.items():
         facts: dict[str, Any] = {"level": answer.level, "series": f"flatness, {answer.series}", "unit": "nats"}
-        details = {"eps": answer.details["eps"], "radius": answer.details["radius"]}
-        scores.append(mean_score(label, rise.cpu().numpy(), kind="error", details=details, **facts))
+        details = {key: answer.details[key] for key in OF_RISE if answer.details.get(key) is not None}
+        scores.append(mean_score(label, rise.cpu().numpy(), kind="description", details=details, **facts))
     axis = Axis(
         name="weights",
         question="How often is it still right when its weights change a little?",
@@ -98,7 +100,7 @@ def _random(context: Context, weights: Weights) -> Iterator[Answer]:
             series=RANDOM,
             level=radius,
             right=right,
-            passes={"forward": len(right)},
+            passes={"forward": cost(context, len(right))},
             details={"radius": radius, "eps": 0.0, "ball": ball.norm, "patterns": PATTERNS},
             rise=loss - before,
         )
@@ -122,7 +124,7 @@ def _hardware(context: Context, weights: Weights) -> Iterator[Answer]:
                 series=series,
                 level=level,
                 right=right,
-                passes={"forward": len(right)},
+                passes={"forward": cost(context, len(right))},
                 details={"patterns": patterns},
             )
 

@@ -11,7 +11,7 @@ from hardy.reporting.runs import Run
 from hardy.reporting.trust import WORST
 from hardy.results import Axis, Point, Result, ScoreKind
 from hardy.results import Score as AxisScore
-from hardy.stats import paired_bootstrap, sign_test
+from hardy.stats import paired_bootstrap, paired_p
 
 __all__ = [
     "DESCRIPTIONS",
@@ -35,7 +35,7 @@ __all__ = [
 DESCRIPTIONS = ("texture",)  # axes that describe what a net relies on: more is neither better nor worse
 # axes without a column in the verdict table: they stand in the profile
 PROFILE_ONLY = ("per_class", "calibration", "ood", "occlusion", "frequency", "weights", "certified")
-LEVEL = 0.05  # of the sign test
+LEVEL = 0.05  # of the test
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -47,8 +47,8 @@ class Paired:
         low: Lower bound of its 95 % bootstrap interval.
         high: Upper bound.
         differing: Number of images on which exactly one of the two nets is right.
-        p: Two-sided p-value of the exact sign test, not corrected.
-        verdict: "gain" or "loss" where the interval excludes 0 and the sign test agrees, else "unclear"; "description"
+        p: Two-sided p-value, not corrected: the exact sign test for outcomes, the paired t test for means.
+        verdict: "gain" or "loss" where the interval excludes 0 and the test agrees, else "unclear"; "description"
             where more is neither better nor worse.
         verified: False where the results do not tell whether the attacks were made on the same other net.
         sign: 1 where more is better, -1 where less is.
@@ -200,7 +200,7 @@ def pair(
     if a is None or b is None:
         return "outcomes per image were not kept"
     mean, low, high = paired_bootstrap(a, b)
-    p = sign_test(a, b)
+    p = paired_p(a, b)
     made = Paired(
         mean=mean,
         low=low,

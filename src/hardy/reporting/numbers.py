@@ -14,6 +14,7 @@ __all__ = [
     "interval",
     "join",
     "level",
+    "number",
     "p_value",
     "percent",
     "ratio",
@@ -130,3 +131,15 @@ def p_value(p: float) -> str:
         ('p = 0.032', 'p < 0.001', 'p = 1')
     """
     return "p < 0.001" if p < 0.001 else f"p = {p:.2g}"
+
+
+def number(value: float) -> str:
+    """Write a number with three digits behind the point, or fewer where it is large.
+
+    Example:
+        >>> number(0.12345), number(12.34), number(2100.4)
+        ('0.123', '12.34', '2,100.4')
+    """
+    digits = 3 if abs(value) < 10 else 2 if abs(value) < 100 else 1
+    text = f"{value:,.{digits}f}"
+    return text.replace("-", MINUS) if float(text.replace(",", "")) else text.lstrip("-")

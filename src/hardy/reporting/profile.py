@@ -97,7 +97,9 @@ def _of_base(result: Result, v: Versus) -> Score:
     elif kept is not None and len(kept) > 1:
         bounds = mean_interval(kept)
     low, high = bounds or (None, None)
-    return Score(label=v.label or v.axis, value=v.base_accuracy, kind=v.kind, n=result.n, low=low, high=high)
+    axis = find_axis(result, v.axis)
+    label = v.label or (axis.headline if axis else v.axis)
+    return Score(label=label, value=v.base_accuracy, kind=v.kind, n=result.n, low=low, high=high)
 
 
 def _side_by_side(
@@ -137,7 +139,7 @@ def _against_base(
     for name in names:
         cells = [_cell(side, name, None, "") for side in sides]
         v = versus.get(name)
-        if v is not None and v.kind in ("accuracy", "description"):
+        if v is not None:
             cells[-1] = _beside(cells[-1], v, voided(run.result, name))
         rows.append(_row(name, sides, tuple(cells), anchors))
     return tuple(rows)
@@ -154,8 +156,12 @@ def _cell(side: _Side, name: str, compared: Compared, warning: str) -> Cell:
     made, why = side.numbers.get(name), side.voids.get(name, "")
     if isinstance(made, Point):
         return cell(side.name, made, compared, void=why, warning=warning)
-    kept = compared if isinstance(compared, Paired) else None
-    return score_cell(side.name, made, kept, void=why)
+    told = score_cell(side.name, made, compared if isinstance(compared, Paired) else None, void=why)
+    if why or not told.measured:
+        return told
+    clear = isinstance(compared, Paired) and compared.verdict in ("gain", "loss")
+    note = f"not compared: {compared}" if isinstance(compared, str) else warning if clear else ""
+    return Cell(**{**vars(told), "note": note})
 
 
 def _row(name: str, sides: Sequence[_Side], cells: tuple[Cell, ...], anchors: dict[str, str]) -> ProfileRow:
@@ -165,7 +171,7 @@ def _row(name: str, sides: Sequence[_Side], cells: tuple[Cell, ...], anchors: di
     return ProfileRow(
         title=axis_title(name),
         href=anchors.get(name, ""),
-        condition=found[0].label if len(labels) == 1 or name not in ("transfer",) else "conditions differ",
+        condition=found[0].label if len(labels) == 1 else "conditions differ",
         better=BETTER[kinds.pop()] if len(kinds) == 1 else BETTER["description"] if name == "texture" else "",
         cells=cells,
     )

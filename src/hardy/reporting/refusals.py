@@ -27,6 +27,10 @@ WITH_THREAT = (  # axes that the threat enters
 SETTINGS = (
     *("attack", "steps", "restarts", "step_size", "random_start", "norm", "eps", "targeted", "draws", "fab_targets"),
     "axes",
+    *("images_from", "scale", "names", "severities", "reference", "reference_error", "reference_clean_error"),
+    *("left_out", "grid", "fill", "relevance", "profile", "order", "bands", "band_steps", "ball", "patterns", "bins"),
+    *("search_steps", "search_restarts", "input_steps", "sigma", "select", "alpha", "others", "others_digest"),
+    "train_digest",
 )
 WORDS = {"axes": "attacks in the worst case"}  # settings whose name says nothing to a reader
 NAMED_SUITES = ("standard", "quick", "full")

@@ -8,12 +8,12 @@ from hardy.reporting.cells import difference as in_points
 from hardy.reporting.compare import Difference as Compared
 from hardy.reporting.compare import Paired, as_point, find_axis, holm, pair
 from hardy.reporting.data import Cell, Difference, ScoreTable, TableRow
-from hardy.reporting.numbers import ABSENT, MINUS
+from hardy.reporting.numbers import ABSENT, number
 from hardy.reporting.runs import Run
 from hardy.reporting.trust import caution, void
 from hardy.results import Axis, Score
 
-__all__ = ["compare_scores", "is_share", "number", "score_cell", "score_tables"]
+__all__ = ["compare_scores", "is_share", "score_cell", "score_tables"]
 
 CLASS = "class"  # a series that stands under Classes
 BETTER = {"accuracy": "", "quality": "", "error": "lower is better", "description": "neither better nor worse"}
@@ -78,18 +78,6 @@ def score_cell(column: str, score: Score | None, compared: Compared = None, *, h
 def is_share(score: Score) -> bool:
     """Say whether a score is written in percent: a mean of accuracies."""
     return score.kind == "accuracy"
-
-
-def number(value: float) -> str:
-    """Write a number with three digits behind the point, or fewer where it is large.
-
-    Example:
-        >>> number(0.12345), number(12.34), number(2100.4)
-        ('0.123', '12.34', '2,100.4')
-    """
-    digits = 3 if abs(value) < 10 else 2 if abs(value) < 100 else 1
-    text = f"{value:,.{digits}f}"
-    return text.replace("-", MINUS) if float(text.replace(",", "")) else text.lstrip("-")
 
 
 def _table(shown: Sequence[tuple[Run, Axis]], base: Run, series: str, kept: Sequence[Score]) -> ScoreTable:

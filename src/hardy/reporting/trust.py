@@ -46,7 +46,7 @@ BEATEN = (
 )
 SCOPE: dict[str, tuple[str, ...]] = {
     **dict.fromkeys(BLIND, (*RESTS, *FOLLOW)),
-    **dict.fromkeys(BEATEN, GRADIENT),
+    **dict.fromkeys(BEATEN, (*GRADIENT, *FOLLOW)),
     "silent_success": ("white_box",),  # a warning: what was passed over is counted
     "source_is_model": ("transfer",),  # white-box once more; the worst case loses nothing by it
 }

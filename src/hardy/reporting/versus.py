@@ -6,7 +6,7 @@ from typing import Literal
 from hardy.reporting.cells import SYMBOLS
 from hardy.reporting.compare import axis_title
 from hardy.reporting.data import Difference, Statement, VersusRow
-from hardy.reporting.numbers import gap, gap_interval, p_value, percent, share
+from hardy.reporting.numbers import gap, gap_interval, number, p_value, percent, share
 from hardy.reporting.runs import Run
 from hardy.reporting.trust import WORST, bounded, failed, named, warned
 from hardy.results import Result, Versus
@@ -74,13 +74,18 @@ def _row(run: Run, v: Versus) -> VersusRow:
 def apart(v: Versus) -> Difference:
     """Write the difference to the base."""
     verdict = VERDICTS[v.verdict]
+    if v.kind not in ("accuracy", "description"):
+        bounds = [f"{'+' if x > 0 else ''}{number(x)}" for x in (v.low, v.high) if x is not None]
+        text = f"{'+' if v.difference > 0 else ''}{number(v.difference)}"
+        interval = f"[{', '.join(bounds)}]" if len(bounds) == 2 else ""
+    else:
+        text = gap(v.difference)
+        interval = "" if v.low is None or v.high is None else gap_interval(v.low, v.high)
+    tested = v.p is not None and verdict != "description"
     return Difference(
-        text=gap(v.difference),
-        interval="" if v.low is None or v.high is None else gap_interval(v.low, v.high),
-        verdict=verdict,
-        symbol=SYMBOLS[verdict],
-        word="" if verdict == "description" else v.verdict,
-    )
+        text=text, interval=interval, verdict=verdict, symbol=SYMBOLS[verdict] if tested else "",
+        word=v.verdict if tested else "",
+    )  # fmt: skip
 
 
 def _in_order(result: Result) -> list[Versus]:
