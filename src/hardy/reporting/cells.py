@@ -13,6 +13,7 @@ SYMBOLS = {
     "unclear": "\N{ALMOST EQUAL TO}",
     "description": "",
 }
+FEW = 30  # differing images that explain by themselves why a test says nothing
 WORDS = {"gain": "gain", "loss": "loss", "unclear": "unclear", "description": ""}
 
 
@@ -21,7 +22,8 @@ def difference(paired: Paired) -> Difference:
     word = WORDS[paired.verdict]
     if paired.verdict == "unclear" and (paired.low > 0 or paired.high < 0):
         images = "image differs" if paired.differing == 1 else "images differ"
-        why = "after correction" if paired.p < LEVEL else f"only {paired.differing} {images}"
+        why = f"only {paired.differing} {images}" if paired.differing < FEW else "the test does not agree"
+        why = "after correction" if paired.p < LEVEL else why
         word = f"{word}: {why}"
     return Difference(
         text=gap(paired.mean),
