@@ -6,6 +6,7 @@ from typing import Annotated
 import typer
 
 from hardy import __version__
+from hardy.allocator import keep_freed_memory
 from hardy.cli import attack, attacks, demo, evaluate, layers, methods, models, report, train
 
 __all__ = ["app", "main"]
@@ -39,4 +40,5 @@ for verb in (demo, train, evaluate, attack, report, methods, attacks, models, la
 
 def main() -> None:
     """Run the command line."""
+    keep_freed_memory()
     app()
