@@ -1,0 +1,355 @@
+"""Which method for which threat? The evidence grid on CIFAR-10, as much of it as the minutes allow.
+
+Questions: do the ordering claims of the random-mask text hold (bottom beats top; transfer robustness rises and clean
+accuracy falls as fewer neurons are kept; one mask for all channels against one for each)? Which knobs of Local Feature
+Masking matter (gate, channels, fill, position, box or stripe), and does it beat dropout, DropBlock, Cutout, random
+erasing, mixup and label smoothing at equal cost?
+
+Rule, written before the runs: a difference counts where the 95 % t-interval over paired seeds excludes 0. Three seeds
+allow a look, five a claim. The last epoch is evaluated; nothing is selected on test images. A claim (``CLAIMS``) holds
+if its difference counts in the direction claimed, is reversed if it counts in the other, else it is open.
+
+    python benchmarks/quality/full_scale.py --minutes 60 --data DIR            (small grid on a CPU, full on a GPU)
+    python benchmarks/quality/full_scale.py --minutes 9 --data DIR --scale gpu --work /tmp/nets --out results
+
+``DIR`` holds ``cifar10.npz`` or torchvision's layout; no network is needed. Nets lie in ``--work``; one small JSON file
+per net and the summary in ``--out``. Call it again with the same folders to go on: trainings resume from their last
+epoch, measured nets are skipped, what there was no time for is listed as not run. The last line of stdout is JSON.
+"""
+
+import argparse
+import json
+import sys
+import time
+from collections.abc import Callable, Mapping
+from concurrent.futures import ProcessPoolExecutor
+from dataclasses import asdict, dataclass, replace
+from multiprocessing import get_context
+from pathlib import Path
+from typing import Any
+
+import torch
+from arms import ARMS, CLAIMS, Arm, Table
+from small_scale import interval
+
+import hardy
+from hardy.attacks import PGD
+from hardy.data import load_data
+from hardy.environment import environment
+from hardy.evaluation import Budget
+from hardy.models.ensemble import Ensemble
+from hardy.results import Result
+from hardy.safefile import write_text
+from hardy.threats import Threat
+from hardy.training import DataRecipe, ModelRecipe, Recipe, RunFolder, TrainRecipe, train
+
+GOAL = 0.94  # validation accuracy whose time is taken
+
+
+@dataclass(frozen=True)
+class Scale:
+    """The size of everything."""
+
+    net: str
+    source: str
+    images: int | None
+    epochs: int
+    val_fraction: float
+    schedule: str
+    warmup_epochs: float
+    precision: str
+    compile: bool
+    test_images: int
+    severities: tuple[int, ...]
+    workers: int
+
+
+SCALES = {
+    "cpu": Scale("cifar_resnet20", "cifar_resnet20", 10_000, 8, 0.01, "cosine", 1.0, "bf16-mixed", False, 256, (3,), 2),
+    "gpu": Scale(
+        *("cifar_resnet18", "cifar_densenet121", None, 30, 0.05, "one_cycle", 0.0),
+        *("bf16-mixed", True, 1000, (1, 2, 3, 4, 5), 1),
+    ),
+}
+
+
+class OutOfTimeError(Exception):
+    """The minutes are over; what was begun goes on next time."""
+
+
+@dataclass(frozen=True)
+class Grid:
+    """What every cell needs to know."""
+
+    scale: Scale
+    data: str
+    work: Path
+    out: Path
+    device: str
+    seeds: int
+    until: float  # of time.time()
+
+    def watch(self, *_: object) -> None:
+        """Stop when the minutes are over."""
+        if time.time() > self.until:
+            raise OutOfTimeError
+
+    def folder(self, arm: str, seed: int) -> Path:
+        """Say where a net lies."""
+        return self.work / f"{arm.replace(' ', '-')}-seed{seed}"
+
+    def record(self, arm: str, seed: int | str) -> Path:
+        """Say where the numbers of a net lie."""
+        return self.out / "cells" / f"{arm.replace(' ', '-')}-{seed}.json"
+
+    def net(self, arm: str, seed: int) -> torch.nn.Module:
+        """Load a trained net."""
+        return hardy.load(self.folder(arm, seed) / "model.safetensors").to(self.device)
+
+
+def recipe(arm: str, seed: int, grid: Grid) -> Recipe:
+    """Describe a training; the arm "source" is the plain net that transferred images are made on."""
+    s, row = grid.scale, ARMS.get(arm, Arm())
+    return Recipe(
+        seed=seed,
+        model=ModelRecipe(name=s.source if arm == "source" else s.net, args=dict(row.net or {})),
+        data=DataRecipe(name=grid.data, limit=s.images, val_fraction=s.val_fraction),
+        methods=row.methods,
+        train=TrainRecipe(
+            epochs=s.epochs,
+            schedule=s.schedule,  # type: ignore[arg-type]
+            warmup_epochs=s.warmup_epochs,
+            precision=s.precision,  # type: ignore[arg-type]
+            channels_last=True,
+            compile=s.compile,
+        ),
+    )
+
+
+def fit(arm: str, seed: int, grid: Grid) -> bool:
+    """Train one net, as far as the time goes; say whether it is done."""
+    folder = grid.folder(arm, seed)
+    if (folder / "model.safetensors").exists():
+        return True
+    try:
+        grid.watch()
+        run = train(recipe(arm, seed, grid), out=folder, resume=True, device=grid.device, on_progress=grid.watch)
+    except OutOfTimeError:
+        return False
+    said = f"{arm} {seed}: validation {run.history[-1]['val_accuracy']:.3f}, {run.seconds:.0f} s of training"
+    print(said, file=sys.stderr, flush=True)
+    return True
+
+
+def evaluate(
+    grid: Grid, name: str, net: torch.nn.Module, *, seed: int, siblings: list[tuple[str, Any]], journal: Path
+) -> Result:
+    """Measure clean, noise, corruptions, texture, white-box at several budgets, transfer and gray-box."""
+    images = load_data(grid.data, split="test", limit=grid.scale.test_images)
+    return hardy.evaluate(
+        net,
+        images.images().to(grid.device),
+        images.y.to(grid.device),
+        threat=Threat("linf", 8 / 255),
+        axes=["clean", "calibration", "noise", "corruptions", "texture", "white_box", "eps_curve", "transfer"],
+        suite=[PGD(steps=20)],
+        sources=[("source", grid.net("source", grid.seeds))],
+        siblings=siblings,
+        rows=images.index.to(grid.device),
+        seed=seed,
+        batch_size=256,
+        budget=Budget(
+            sigmas=(0.05, 0.1, 0.2),
+            grids=(2, 4),
+            cutoffs=(0.3,),
+            transfer_eps=(16 / 255,),
+            transfer_steps=20,
+            severities=grid.scale.severities,
+        ),
+        journal=journal,
+        model_name=name,
+        class_names=images.class_names,
+        command="python benchmarks/quality/full_scale.py",
+        on_progress=grid.watch,
+    )
+
+
+def numbers(result: Result) -> dict[str, float]:
+    """Give every accuracy and score of a result, by axis and label."""
+    found: dict[str, float] = {}
+    for axis in result.axes:
+        found |= {f"{axis.name}/{p.label}": p.accuracy for p in axis.points}
+        found |= {f"{axis.name}/{s.label}": s.value for s in axis.scores if s.level is None}
+    return found
+
+
+@torch.no_grad()
+def clean(net: torch.nn.Module, grid: Grid) -> float:
+    """Give the accuracy on all test images."""
+    data = load_data(grid.data, split="test")
+    right = [(net(x.to(grid.device)).argmax(1).cpu() == y).sum() for x, y in data.batches(500)]
+    return int(torch.stack(right).sum()) / len(data)
+
+
+def measure(arm: str, seed: int, grid: Grid) -> bool:
+    """Evaluate one net and write its record; say whether it is done."""
+    path = grid.record(arm, seed)
+    if path.exists():
+        return True
+    other = (seed + 1) % grid.seeds
+    needed = [grid.folder(*cell) / "model.safetensors" for cell in [(arm, seed), (arm, other), ("source", grid.seeds)]]
+    if not all(file.exists() for file in needed):
+        return False
+    try:
+        grid.watch()
+        net = grid.net(arm, seed)
+        siblings = [("gray-box", grid.net(arm, other))] if grid.seeds > 1 else []
+        result = evaluate(grid, arm, net, seed=seed, siblings=siblings, journal=grid.folder(arm, seed) / "journal")
+    except OutOfTimeError:
+        return False
+    rows = RunFolder(grid.folder(arm, seed)).rows()
+    document = {
+        "arm": arm,
+        "seed": seed,
+        "points": {"clean/all": clean(net, grid), **numbers(result)},
+        "checks": {c.code: c.status for c in result.checks if c.status not in {"pass", "not_run"}},
+        "seconds": [round(row["seconds"], 2) for row in rows],
+        "val_accuracy": [row["val_accuracy"] for row in rows],
+        "environment": {k: v for k, v in result.environment.items() if k != "command"},
+    }
+    write_text(path, json.dumps(document, indent=1) + "\n")
+    print(f"{arm} {seed}: measured in {result.seconds:.0f} s", file=sys.stderr, flush=True)
+    return True
+
+
+def measure_ensemble(arm: str, _: int, grid: Grid) -> bool:
+    """Evaluate the mean of the logits of all seeds of an arm: the ensemble EN of the random-mask text."""
+    path = grid.record(arm, "ensemble")
+    cells = [(arm, seed) for seed in range(grid.seeds)]
+    if path.exists():
+        return True
+    if not all((grid.folder(*cell) / "model.safetensors").exists() for cell in [*cells, ("source", grid.seeds)]):
+        return False
+    try:
+        grid.watch()
+        nets = Ensemble([grid.net(*cell) for cell in cells]).eval()
+        result = evaluate(grid, arm, nets, seed=0, siblings=[], journal=grid.work / "journal" / arm)
+    except OutOfTimeError:
+        return False
+    points = {"clean/all": clean(nets, grid), **numbers(result)}
+    write_text(path, json.dumps({"arm": arm, "members": grid.seeds, "points": points}, indent=1) + "\n")
+    return True
+
+
+def summary(grid: Grid, arms: list[str]) -> Table:
+    """Give means, paired differences to plain, claims and what was not run."""
+    kept: dict[str, dict[int, Table]] = {}
+    for arm in arms:
+        files = {seed: grid.record(arm, seed) for seed in range(grid.seeds)}
+        kept[arm] = {s: json.loads(f.read_text(encoding="utf-8")) for s, f in files.items() if f.exists()}
+    per_seed = {arm: {s: cell["points"] for s, cell in cells.items()} for arm, cells in kept.items()}
+    named = {name for cells in per_seed.values() for points in cells.values() for name in points}
+    ensembles = {arm: grid.record(arm, "ensemble") for arm in arms}
+    plain = kept["plain"].values()
+    return {
+        "points": {name: row(per_seed, name) for name in sorted(named)},
+        "claims": [claim(per_seed, *each) for each in CLAIMS],
+        "ensembles": {
+            arm: json.loads(f.read_text(encoding="utf-8"))["points"] for arm, f in ensembles.items() if f.exists()
+        },
+        "seconds_to_goal": {"goal": GOAL, "plain": [to_goal(cell["seconds"], cell["val_accuracy"]) for cell in plain]},
+        "training_seconds": {arm: [round(sum(c["seconds"])) for c in cells.values()] for arm, cells in kept.items()},
+        "not_run": {
+            "nets of this grid": [f"{arm} {s}" for arm in arms for s in range(grid.seeds) if s not in kept[arm]],
+            "arms of the full grid": [arm for arm in ARMS if arm not in arms],
+        },
+        "checks": {f"{arm} {s}": c["checks"] for arm, cells in kept.items() for s, c in cells.items() if c["checks"]},
+    }
+
+
+def to_goal(seconds: list[float], accuracy: list[float]) -> float | None:
+    """Give the time until an epoch ends at the goal; None if none does."""
+    reached = [i for i, value in enumerate(accuracy) if value >= GOAL]
+    return round(sum(seconds[: reached[0] + 1]), 1) if reached else None
+
+
+def row(per_seed: Mapping[str, Mapping[int, Table]], name: str) -> Table:
+    """Give one number for every arm, and its paired difference to plain."""
+    found = {arm: {s: p[name] for s, p in cells.items() if name in p} for arm, cells in per_seed.items()}
+    means = {arm: {"per_seed": list(v.values()), **interval(list(v.values()))} for arm, v in found.items() if v}
+    pairs = {arm: difference(v, found["plain"]) for arm, v in found.items() if arm != "plain"}
+    return means | {f"{arm} - plain": pair for arm, pair in pairs.items() if pair}
+
+
+def difference(a: Mapping[int, float], b: Mapping[int, float]) -> Table:
+    values = [a[seed] - b[seed] for seed in a if seed in b]
+    return {"seeds": len(values), **interval(values)} if values else {}
+
+
+def claim(per_seed: Mapping[str, Mapping[int, Table]], said: str, more: str, less: str, name: str) -> Table:
+    """Say whether a claim holds: the interval of ``more - less`` lies above 0, below it, or neither."""
+    a, b = ({s: p[name] for s, p in per_seed.get(arm, {}).items() if name in p} for arm in (more, less))
+    found = difference(a, b)
+    verdict = "not run"
+    if "low" in found:
+        verdict = "holds" if found["low"] > 0 else "reversed" if found["high"] < 0 else "open"
+    return {"claim": said, "difference": f"{more} - {less}", "number": name, "verdict": verdict, **found}
+
+
+def work(job: Callable[..., bool], arm: str, seed: int, grid: Grid) -> bool:
+    if grid.device == "cpu":
+        torch.set_num_threads(1)
+    return job(arm, seed, grid)
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--minutes", type=float, required=True)
+    parser.add_argument("--data", type=Path, required=True)
+    parser.add_argument("--scale", choices=list(SCALES), help="default: gpu where there is one")
+    parser.add_argument("--work", type=Path, default=Path("runs/full_scale"), help="nets")
+    parser.add_argument("--out", type=Path, help="small results; default: --work")
+    parser.add_argument("--seeds", type=int, default=3)
+    parser.add_argument("--arms", nargs="*", choices=list(ARMS), help="default: all of the scale")
+    parser.add_argument("--workers", type=int, help="processes; on a CPU of one thread each")
+    parser.add_argument("--set", nargs="*", default=[], metavar="FIELD=VALUE", help="numbers over those of the scale")
+    args = parser.parse_args()
+    until = time.time() + 60 * args.minutes
+    scale_name = args.scale or ("gpu" if torch.cuda.is_available() else "cpu")
+    given = {name: int(value) for name, value in (text.split("=") for text in args.set)}
+    scale = replace(SCALES[scale_name], **given)
+    device = "cuda" if scale_name == "gpu" and torch.cuda.is_available() else "cpu"
+    grid = Grid(scale, f"cifar10:{args.data}", args.work, args.out or args.work, device, args.seeds, until)
+    arms = args.arms or [arm for arm, row in ARMS.items() if row.core or scale_name == "gpu"]
+    arms = list(dict.fromkeys(["plain", *arms]))
+    cells = [(arm, seed) for seed in range(args.seeds) for arm in arms]
+    with ProcessPoolExecutor(args.workers or scale.workers, get_context("spawn")) as pool:
+        training = {cell: pool.submit(work, fit, *cell, grid) for cell in [("source", args.seeds), *cells]}
+        for job in training.values():
+            job.result()
+        jobs = [pool.submit(work, measure, *cell, grid) for cell in cells]
+        jobs += [pool.submit(work, measure_ensemble, arm, 0, grid) for arm in ("plain", "masks 0.5") if arm in arms]
+        for job in jobs:
+            job.result()
+    environment_ = {k: v for k, v in environment(device).items() if k != "command"}
+    document = {
+        "benchmark": "full_scale",
+        "scale": scale_name,
+        "size": asdict(scale),
+        "seeds": args.seeds,
+        "arms": {arm: asdict(ARMS[arm]) for arm in arms},
+        "threat": "PGD-20, linf; transfer from a plain net of its own seed",
+        "environment": environment_,
+        **summary(grid, arms),
+    }
+    write_text(grid.out / "summary.json", json.dumps(document, indent=1) + "\n")
+    for each in document["claims"]:
+        values = [f"{100 * each[key]:+.1f}" for key in ("mean", "low", "high") if key in each]
+        said = f"{values[0]} [{values[1]}, {values[2]}]" if len(values) > 2 else ""
+        print(f"{each['verdict']:9} {each['claim']} ({each['number']}): {said}", file=sys.stderr)
+    print(json.dumps(document))
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
