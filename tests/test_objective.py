@@ -23,6 +23,7 @@ from hardy.methods import (
     GaussianNoise,
     LabelSmoothing,
     LocalFeatureMasking,
+    Mixup,
     RandomErasing,
     SpatialDropout,
 )
@@ -122,6 +123,60 @@ class TestPlain:
         torch.testing.assert_close(losses["task"], F.cross_entropy(want, y))
         assert int(objective.step) == 0
         assert all(layer.pending is None for layer in net.modules() if hasattr(layer, "pending"))
+
+
+W = torch.tensor([0.5, 2.0, 0.0, 1.0, 3.0])
+SOFT = torch.softmax(torch.randn(12, 5, generator=torch.Generator().manual_seed(1)), dim=1)
+
+
+class TestClassWeights:
+    def test_of_labels_it_is_torchs_where_the_weights_in_the_batch_have_mean_1(
+        self, net: Net, x: Tensor, y: Tensor
+    ) -> None:
+        scaled = W / W[y].mean()
+        losses = Objective(net, class_weights=scaled)(x, y, KEY)[1]
+        torch.testing.assert_close(losses["task"], F.cross_entropy(net(x), y, weight=W))
+        halves = Objective(net, class_weights=W)(x, y, KEY)[1]["task"]
+        torch.testing.assert_close(halves, F.cross_entropy(net(x), y, weight=W) * W[y].mean())
+
+    def test_parts_of_a_batch_add_up_by_their_numbers_of_rows(self, net: Net, x: Tensor, y: Tensor) -> None:
+        objective = Objective(net, class_weights=W)
+        parts = [objective(x[rows], y[rows], KEY[rows])[1]["task"] * len(rows) for rows in torch.arange(12).split(5)]
+        torch.testing.assert_close(torch.stack(parts).sum() / 12, objective(x, y, KEY)[1]["task"])
+
+    def test_of_soft_labels_it_is_torchs_and_of_certain_ones_that_of_labels(
+        self, net: Net, x: Tensor, y: Tensor
+    ) -> None:
+        objective = Objective(net, class_weights=W)
+        torch.testing.assert_close(objective(x, SOFT, KEY)[1]["task"], F.cross_entropy(net(x), SOFT, weight=W))
+        certain = objective(x, F.one_hot(y, 5).float(), KEY)[1]["task"]
+        torch.testing.assert_close(certain, objective(x, y, KEY)[1]["task"])
+
+    def test_a_task_loss_of_a_method_is_weighted_row_by_row(self, net: Net, x: Tensor, y: Tensor) -> None:
+        attach(net, [LabelSmoothing(smoothing=0.3)], example=x, seed=0)
+        objective = Objective(net, class_weights=W)
+        rows = F.cross_entropy(net(x), y, label_smoothing=0.3, reduction="none")
+        torch.testing.assert_close(objective(x, y, KEY)[1]["task"], (rows * W[y]).mean())
+        rows = F.cross_entropy(net(x), SOFT, label_smoothing=0.3, reduction="none")
+        torch.testing.assert_close(objective(x, SOFT, KEY)[1]["task"], (rows * (SOFT @ W)).mean())
+
+    def test_mixed_images_count_each_share_by_its_class(self, net: Net, x: Tensor, y: Tensor) -> None:
+        held = Mixup().attach(net, example=x, seed=3).insert
+        mixed, labels = held.inputs(x, y, seeding.fold(KEY, held.root))
+        want = -(labels * W * net(mixed).log_softmax(1)).sum(1).mean()
+        torch.testing.assert_close(Objective(net, class_weights=W)(x, y, KEY)[1]["task"], want)
+
+    def test_terms_and_evaluation_are_left_alone_and_the_state_dict_too(self, net: Net, x: Tensor, y: Tensor) -> None:
+        insert(net, Spy(), method="spy")
+        plain, weighted = Objective(net), Objective(net, class_weights=W)
+        (_, a), (_, b) = plain(x, y, KEY), weighted(x, y, KEY)
+        assert torch.equal(a["size"], b["size"]) and not torch.equal(a["task"], b["task"])
+        assert torch.equal(plain.eval()(x, y, KEY)[1]["task"], weighted.eval()(x, y, KEY)[1]["task"])
+        assert plain.state_dict().keys() == weighted.state_dict().keys()
+
+    def test_one_weight_for_each_logit(self, net: Net, x: Tensor, y: Tensor) -> None:
+        with pytest.raises(ShapeError, match=r"class_weights must be one number for each logit; got 4 for 5"):
+            Objective(net, class_weights=W[:4])(x, y, KEY)
 
 
 class TestKeys:

@@ -20,7 +20,17 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from hardy.errors import CheckpointError, DataError
-from hardy.safefile import read_header, read_tensors, write_atomic, write_json, write_tensors, write_text
+from hardy.safefile import (
+    check_writable,
+    read_header,
+    read_tensors,
+    sweep,
+    write_atomic,
+    write_json,
+    write_pair,
+    write_tensors,
+    write_text,
+)
 
 TENSORS = {
     "a.weight": torch.arange(6, dtype=torch.float32).reshape(2, 3),
@@ -293,13 +303,91 @@ class TestAtomic:
         with pytest.raises(DataError, match=r"cannot write here .* Choose another folder with --out"):
             write_text(tmp_path / "file" / "a.txt", "x")
         (tmp_path / "folder").mkdir()
-        with pytest.raises(DataError, match="writing failed"):
+        with pytest.raises(DataError, match=r"cannot write here \(a folder or device has that name\)"):
             write_text(tmp_path / "folder", "x")
         assert left(tmp_path) == ["file", "folder"]
 
     def test_a_long_name_is_a_data_error(self, tmp_path: Path) -> None:
         with pytest.raises(DataError, match="cannot write here"):
             write_text(tmp_path / ("a" * 300), "x")
+
+
+class TestTrial:
+    def test_a_trial_leaves_nothing_and_makes_no_folder(self, tmp_path: Path) -> None:
+        (tmp_path / "old.json").write_text("old")
+        (tmp_path / ".new.json.12345678.part").write_text("of a killed process")
+        for name in ("old.json", "new.json", "deep/er/new.json"):
+            check_writable(tmp_path / name)
+        assert (
+            sorted(p.name for p in tmp_path.iterdir()) == ["old.json"] and (tmp_path / "old.json").read_text() == "old"
+        )
+
+    @pytest.mark.parametrize("name", ["file/a.json", "file/b/a.json", "folder", "pipe", "a" * 300])
+    def test_a_trial_refuses_what_cannot_be_written(self, name: str, tmp_path: Path) -> None:
+        (tmp_path / "file").write_text("x")
+        (tmp_path / "folder").mkdir()
+        os.mkfifo(tmp_path / "pipe")
+        with pytest.raises(DataError, match=r"cannot write here \(.+\)\. Choose another .*--out"):
+            check_writable(tmp_path / name)
+        assert sorted(p.name for p in tmp_path.iterdir()) == ["file", "folder", "pipe"]
+
+    @pytest.mark.skipif(os.geteuid() == 0, reason="root may write to every folder")
+    def test_a_folder_without_permission_is_refused(self, tmp_path: Path) -> None:
+        (tmp_path / "closed").mkdir(mode=0o555)
+        for name in ("closed/a.json", "closed/deeper/a.json"):
+            with pytest.raises(DataError, match="Permission denied"):
+                check_writable(tmp_path / name)
+
+
+class TestSweep:
+    def test_parts_of_dead_processes_go_and_the_rest_stays(self, tmp_path: Path) -> None:
+        for name in (".a.json.12345678.part", ".b.json.12345678.part", "a.json.part", ".part", ".hidden"):
+            (tmp_path / name).write_text("x")
+        sweep(tmp_path, "a.json")
+        assert left(tmp_path) == [".b.json.12345678.part", ".hidden", ".part", "a.json.part"]
+        sweep(tmp_path)
+        assert left(tmp_path) == [".hidden", ".part", "a.json.part"]
+        sweep(tmp_path / "missing")
+
+    def test_a_name_is_no_pattern(self, tmp_path: Path) -> None:
+        (tmp_path / ".ab.12345678.part").write_text("x")
+        sweep(tmp_path, "a[b]")
+        sweep(tmp_path, "*")
+        assert left(tmp_path) == [".ab.12345678.part"]
+
+    def test_a_part_that_somebody_writes_stays(self, tmp_path: Path) -> None:
+        def write(file: IO[bytes]) -> None:
+            file.write(b"outer")
+            write_text(tmp_path / "a.txt", "inner")  # of the same file: sweeps first
+            sweep(tmp_path)
+            assert len(left(tmp_path)) == 2
+
+        write_atomic(tmp_path / "a.txt", write)
+        assert (tmp_path / "a.txt").read_text() == "outer" and left(tmp_path) == ["a.txt"]
+
+    def test_every_write_sweeps_its_own_name(self, tmp_path: Path) -> None:
+        for number in range(3):
+            (tmp_path / f".a.txt.{number:08}.part").write_text("x")
+        write_text(tmp_path / "a.txt", "x")
+        assert left(tmp_path) == ["a.txt"]
+
+
+class TestPair:
+    @pytest.mark.parametrize("failing", [0, 1])
+    def test_a_failure_of_either_leaves_both_old_ones(self, failing: int, tmp_path: Path) -> None:
+        paths = [tmp_path / "a", tmp_path / "b"]
+        for path in paths:
+            path.write_text("old")
+        full = half_then(OSError(errno.ENOSPC, os.strerror(errno.ENOSPC)))
+        writers: list[Callable[[IO[bytes]], object]] = [lambda file: file.write(b"new")] * 2
+        writers[failing] = full
+        with pytest.raises(DataError, match=rf"{paths[failing]}: writing failed .*Free some space there"):
+            write_pair(paths[0], writers[0], paths[1], writers[1])
+        assert [path.read_text() for path in paths] == ["old", "old"] and left(tmp_path) == ["a", "b"]
+
+    def test_both_are_written(self, tmp_path: Path) -> None:
+        write_pair(tmp_path / "x" / "a", lambda f: f.write(b"1"), tmp_path / "y" / "b", lambda f: f.write(b"2"))
+        assert (tmp_path / "x" / "a").read_bytes() == b"1" and (tmp_path / "y" / "b").read_bytes() == b"2"
 
 
 class TestJson:

@@ -9,6 +9,7 @@ from hardy.data import load_data
 from hardy.evaluation import AxisProgress, Budget, evaluate
 from hardy.reporting import report
 from hardy.results import Result
+from hardy.safefile import check_writable
 from hardy.threats import Threat
 from hardy.training import DataRecipe, ModelRecipe, Progress, Recipe, Run, TrainRecipe, build_methods, train
 
@@ -68,6 +69,7 @@ def demo(out: str | Path, *, device: str = "auto", on_progress: Callable[[DemoPr
         TrainingError: ``out`` holds runs of another version of the demo.
     """
     out = Path(out)
+    check_writable(out / "report.html")
     work = _Work(on_progress)
     runs = {arm: work.train(arm, 0, out / arm, device) for arm in ARMS}
     siblings = {arm: work.train(arm, SIBLING, out / "others" / f"{arm}-seed{SIBLING}", device) for arm in ARMS}

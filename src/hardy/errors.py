@@ -16,6 +16,7 @@ __all__ = [
     "HardyWarning",
     "LayerNotFoundError",
     "ParameterError",
+    "RankError",
     "ShapeError",
     "TrainingError",
     "did_you_mean",
@@ -60,6 +61,10 @@ class CheckpointError(HardyError, ValueError):
 
 class TrainingError(HardyError, RuntimeError):
     """Training cannot go on: a loss is not finite, or a run folder is not what it should be."""
+
+
+class RankError(HardyError, RuntimeError):
+    """One of several processes that work together has died."""
 
 
 class HardyWarning(UserWarning):

@@ -23,10 +23,20 @@ class Objective(nn.Module):
     loss (cross-entropy otherwise, with soft labels where a method mixed them) and add terms; in evaluation mode none
     does.
 
+    With class weights w the task loss of a training batch is a mean over its n rows, ``sum_i loss_i / n``, with
+    ``loss_i = -sum_k w_k q_ik log p_ik`` for labels or soft labels q. The divisor is n, not the sum of the weights of
+    the labels that happen to be in the batch: so an image counts the same in every batch, and the losses of parts of a
+    batch (on several devices, say) add up by their numbers of rows alone. For soft labels this is what
+    ``torch.nn.functional.cross_entropy(logits, q, weight=w)`` does. For labels that function divides by the sum of the
+    weights, so the two are equal where the weights in the batch have mean 1: in a batch of all training images, or of
+    the same mixture of classes, if the weights were scaled so. A method's own task loss is weighted row by row, by the
+    weight of its label (the mean ``sum_k w_k q_ik`` for soft labels); terms that methods add are not weighted.
+
     Args:
         model: The model the methods are attached to.
         attached: What ``hardy.attach`` returned; by default everything attached to the model.
         seed: Seed of the keys when the caller passes none.
+        class_weights: One number per class, at least 0; none: all 1.
 
     Raises:
         AttachError: something in ``attached`` belongs to another model, two of them define the task loss, or train-only
@@ -40,8 +50,16 @@ class Objective(nn.Module):
     """
 
     step: Tensor
+    class_weights: Tensor | None
 
-    def __init__(self, model: nn.Module, attached: Sequence[Attachment] | None = None, *, seed: int = 0) -> None:
+    def __init__(
+        self,
+        model: nn.Module,
+        attached: Sequence[Attachment] | None = None,
+        *,
+        seed: int = 0,
+        class_weights: Float[Tensor, "k"] | None = None,
+    ) -> None:
         super().__init__()
         for other in attached or ():
             if other.model is not model:
@@ -57,6 +75,7 @@ class Objective(nn.Module):
         self.names = [a.name for a in (attachments(model) if attached is None else attached)]
         self.root = seeding.root(seed, "objective")
         self.register_buffer("step", torch.zeros((), dtype=torch.int64))
+        self.register_buffer("class_weights", class_weights, persistent=False)
         tasks = [name for name, held in self._inserts() if type(held).task is not Insert.task]
         if len(tasks) > 1:
             raise AttachError(f"Objective: only one method can define the task loss; {' and '.join(tasks)} do.")
@@ -79,7 +98,7 @@ class Objective(nn.Module):
             Logits, and the named weighted losses: scalars with gradients.
 
         Raises:
-            ShapeError: the model returns something else than logits.
+            ShapeError: the model returns something else than logits, or not one for each class weight.
         """
         if key is None:
             rows = torch.arange(len(x), device=x.device)
@@ -110,12 +129,18 @@ class Objective(nn.Module):
         return logits
 
     def _task(self, logits: Tensor, y: Tensor) -> Tensor:
+        """Compute the task loss of each row."""
+        weights = self.class_weights if self.training else None
+        if weights is not None and logits.shape[1:] != weights.shape:
+            raise ShapeError(
+                f"Objective: class_weights must be one number for each logit; got {len(weights)} for {logits.shape[1]}."
+            )
         if self.training:
             for _, held in self._inserts():
                 loss = held.task(logits, y)
                 if loss is not None:
-                    return loss
-        return F.cross_entropy(logits, y, reduction="none")
+                    return loss if weights is None else loss * (weights[y] if y.ndim == 1 else y @ weights)
+        return F.cross_entropy(logits, y, weight=weights, reduction="none")
 
     def _inserts(self) -> list[tuple[str, Insert]]:
         box: dict[str, Insert] = getattr(self.model, "_hardy", {})

@@ -6,6 +6,7 @@ measured is absent.
 """
 
 import dataclasses
+import hashlib
 import json
 import struct
 import tokenize
@@ -33,7 +34,7 @@ from hardy.records import (
     mean_score,
     point,
 )
-from hardy.safefile import write_atomic, write_json
+from hardy.safefile import write_pair
 from hardy.threats import Threat
 
 __all__ = [
@@ -51,7 +52,8 @@ __all__ = [
     "point",
 ]
 
-FORMAT = 2  # 1: first format; 2: scores of an axis
+FORMAT = 3  # 1: first format; 2: scores of an axis; 3: a digest of the arrays that belong to it
+DIGEST = "npz"  # its key, in the file only
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -162,12 +164,21 @@ class Result:
         return torch.from_numpy(self.outcomes_by_point[f"{name}/{self.point(name, label).label}"].copy())
 
     def save(self, path: str | Path) -> None:
-        """Write ``path`` (JSON) and, beside it, the ``.npz`` of the same name; each is whole or absent."""
+        """Write ``path`` (JSON) and, beside it, the ``.npz`` of the same name; both or, on a full disk, neither.
+
+        Raises:
+            DataError: the folder cannot be written, or the disk is full.
+        """
         path = Path(path)
         arrays = {f"outcomes/{key}": value for key, value in self.outcomes_by_point.items()}
         arrays |= {f"arrays/{key}": value for key, value in self.arrays.items()}
-        write_atomic(path.with_suffix(".npz"), lambda file: np.savez_compressed(file, **arrays))  # type: ignore[arg-type]  # savez takes names
-        write_json(path, self.to_json())
+        text = json.dumps({**self.to_json(), DIGEST: _digest(arrays)}, indent=2, allow_nan=False) + "\n"
+        write_pair(
+            path.with_suffix(".npz"),
+            lambda file: np.savez_compressed(file, **arrays),  # type: ignore[arg-type]  # savez takes names
+            path,
+            lambda file: file.write(text.encode()),
+        )
 
     def to_json(self) -> dict[str, Any]:
         """Give the content of ``result.json``: everything but the arrays."""
@@ -192,6 +203,11 @@ class Result:
                     f"{path}: format {data.get('format')!r} is not known to this version (it writes {FORMAT})."
                 )
             arrays = _read_arrays(path.with_suffix(".npz"))
+            if data.pop(DIGEST, None) not in {None, _digest(arrays)}:
+                raise DataError(
+                    f"{path.with_suffix('.npz')}: not the arrays of {path.name}; a process was killed between the two, "
+                    "or one was copied alone. Repeat the evaluation with --overwrite (and --resume, if it was stopped)."
+                )
             result = build(Result, data)
         except UNREADABLE as error:
             if isinstance(error, DataError):
@@ -229,6 +245,14 @@ def _read_arrays(path: Path) -> dict[str, npt.NDArray[Any]]:
     if alien := [name for name, value in arrays.items() if not isinstance(value, np.ndarray)]:
         raise DataError(f"{path}: {alien[0]!r} is not an array.")
     return arrays
+
+
+def _digest(arrays: Mapping[str, npt.NDArray[Any]]) -> str:
+    digest = hashlib.blake2b(digest_size=16)
+    for name, value in sorted(arrays.items()):
+        digest.update(f"{name} {value.dtype} {value.shape} ".encode())
+        digest.update(np.ascontiguousarray(value).tobytes())
+    return digest.hexdigest()
 
 
 def _plain(value: Any) -> Any:

@@ -1,14 +1,17 @@
 """Files that are whole or absent, and readers that execute nothing.
 
 Writing goes to a temporary file in the same folder, is flushed to the disk and renamed, so a crash, a full disk or
-Ctrl-C leaves either the old file or the new one. Reading a tensor file parses the safetensors format only: no pickle.
+Ctrl-C leaves either the old file or the new one. What a killed process left of a temporary file is removed by the next
+one that writes the same file. Reading a tensor file parses the safetensors format only: no pickle.
 """
 
 import contextlib
+import errno
+import glob
 import json
 import os
-import tempfile
-from collections.abc import Callable, Mapping
+import secrets
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import IO, Any
 
@@ -17,38 +20,172 @@ import safetensors.torch
 from torch import Tensor
 
 from hardy.errors import CheckpointError, DataError
+from hardy.locks import take
 
-__all__ = ["read_header", "read_tensors", "write_atomic", "write_json", "write_tensors", "write_text"]
+__all__ = [
+    "check_writable",
+    "make_folder",
+    "read_header",
+    "read_tensors",
+    "sweep",
+    "write_atomic",
+    "write_json",
+    "write_pair",
+    "write_tensors",
+    "write_text",
+]
 
+Write = Callable[[IO[bytes]], object]
+
+PART = ".part"  # of a file that is being written: ``.NAME.1a2b3c4d.part``
+TRIAL = 4096  # bytes, one block: a disk without room for it is full
+FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 HEADER = "hardy"  # the one key of the safetensors metadata
 
 
-def write_atomic(path: Path, write: Callable[[IO[bytes]], object]) -> None:
+def write_atomic(path: Path, write: Write) -> None:
     """Give ``write`` an open binary file; it becomes ``path`` only once it is complete and on the disk.
 
     Raises:
         DataError: the folder cannot be written, or the disk is full; an old file of that name is untouched.
     """
+    with _written(path, write) as part:
+        part.replace(path)
+        _sync_folder(path.parent)
+
+
+def write_pair(first: Path, write_first: Write, second: Path, write_second: Write) -> None:
+    """Write two files that belong together: both are complete and on the disk before either gets its name.
+
+    A full disk leaves both old ones. Only a kill or broken disk between the two renames leaves a new first file beside
+    an old second one, so the second should say which first one is its own.
+
+    Raises:
+        DataError: as :func:`write_atomic`.
+    """
+    with _written(first, write_first) as one, _written(second, write_second) as two:
+        one.replace(first)
+        two.replace(second)
+        _sync_folder(first.parent)
+        _sync_folder(second.parent)
+
+
+def check_writable(path: Path) -> None:
+    """Find out, before hours of work, whether a file can be written: write a block beside it and remove it again.
+
+    No folder is made. Whether there is room for all that is to come cannot be known and is not checked.
+
+    Raises:
+        DataError: the folder cannot be written, a folder or device has that name, or not one block is free.
+    """
+    trial: Path | None = None
     try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.", suffix=".part")
+        _check_name(path)
+        folder = next(folder for folder in path.absolute().parents if folder.exists() or folder.is_symlink())
+        sweep(folder, path.name)
+        trial = _part_of(folder / path.name)
+        with trial.open("xb") as file:
+            file.write(bytes(TRIAL))
+            file.flush()
+            os.fsync(file.fileno())
     except OSError as error:
-        raise DataError(f"{path}: cannot write here ({error.strerror}). Choose another folder with --out.") from error
-    part = Path(name)
+        raise _refused(path, error) from error
+    finally:
+        if trial is not None:
+            _remove(trial)
+
+
+def sweep(folder: Path, name: str | None = None) -> None:
+    """Remove what killed processes left of temporary files: in a folder, or of the one file ``name`` there.
+
+    A part that somebody is writing is locked and stays.
+    """
+    for part in list(folder.glob(f".{'*' if name is None else glob.escape(name)}.*{PART}")):
+        with contextlib.suppress(OSError), part.open("rb") as file:
+            if take(file.fileno()):
+                part.unlink()
+
+
+def make_folder(folder: Path) -> None:
+    """Make a folder and what it lies in, and make their names durable.
+
+    Raises:
+        DataError: it cannot be made.
+    """
     try:
-        with os.fdopen(handle, "wb") as file:
+        _make_folder(folder)
+    except OSError as error:
+        raise _refused(folder, error) from error
+
+
+@contextlib.contextmanager
+def _written(path: Path, write: Write) -> Iterator[Path]:
+    """Write a temporary file for ``path`` to the disk; in the end it is gone, unless it was renamed."""
+    try:
+        _check_name(path)
+        _make_folder(path.parent)
+        sweep(path.parent, path.name)
+        part, file = _new(path)
+    except OSError as error:
+        raise _refused(path, error) from error
+    try:
+        with file:
             write(file)
             file.flush()
             os.fsync(file.fileno())
-        umask = os.umask(0)
-        os.umask(umask)
-        part.chmod(0o666 & ~umask)  # mkstemp makes private files
-        part.replace(path)
-        _sync_folder(path.parent)
+            yield part  # still open, and so locked
     except OSError as error:
-        raise DataError(f"{path}: writing failed ({error.strerror}); nothing was changed.") from error
+        raise DataError(f"{path}: writing failed ({_reason(error)}); nothing was changed.{_advice(error)}") from error
     finally:
-        part.unlink(missing_ok=True)
+        _remove(part)
+
+
+def _new(path: Path) -> tuple[Path, IO[bytes]]:
+    """Open a new temporary file for ``path`` and lock it, so that nobody takes it for a dead one."""
+    while True:
+        part = _part_of(path)
+        file = part.open("xb")
+        if take(file.fileno()) is None or os.fstat(file.fileno()).st_nlink:
+            return part, file
+        file.close()  # somebody swept it before it was locked
+
+
+def _make_folder(folder: Path) -> None:
+    if folder.is_dir():
+        return
+    if folder.exists():
+        raise NotADirectoryError(errno.ENOTDIR, os.strerror(errno.ENOTDIR), str(folder))
+    _make_folder(folder.parent)
+    folder.mkdir(exist_ok=True)
+    _sync_folder(folder.parent)
+
+
+def _part_of(path: Path) -> Path:
+    return path.with_name(f".{path.name}.{secrets.token_hex(4)}{PART}")
+
+
+def _remove(part: Path) -> None:
+    with contextlib.suppress(OSError):
+        part.unlink()
+
+
+def _check_name(path: Path) -> None:
+    """Refuse to put a file where a folder or a device is; writing would replace /dev/null itself."""
+    if path.exists() and not path.is_file():
+        raise DataError(f"{path}: cannot write here (a folder or device has that name). Choose another --out.")
+
+
+def _refused(path: Path, error: OSError) -> DataError:
+    advice = _advice(error) or " Choose another folder with --out."
+    return DataError(f"{path}: cannot write here ({_reason(error)}).{advice}")
+
+
+def _reason(error: OSError) -> str:
+    return error.strerror or str(error)
+
+
+def _advice(error: OSError) -> str:
+    return " Free some space there, or write elsewhere." if error.errno in FULL else ""
 
 
 def write_text(path: Path, text: str) -> None:

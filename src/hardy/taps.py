@@ -114,6 +114,8 @@ class Tap(nn.Module):
         if not isinstance(y, Tensor):
             raise AttachError(f"{self.name}: a site must be one tensor; got {type(y).__name__}. Use a layer inside.")
         mode = self.mode if self.running else module.training  # the model's: a norm may be frozen by its eval mode
+        if not self.running and torch._C._current_graph_task_id() >= 0:  # noqa: SLF001  (in backward; has no other name)
+            mode = mode or self.training  # activation checkpointing runs a part again, perhaps a frozen one
         if self.training != mode:
             self.train(mode)
         return self.act(y, call)

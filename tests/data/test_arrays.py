@@ -1,8 +1,6 @@
-"""Digits, .npz files and CIFAR-10 come out as they went in, and damaged files are errors that name them."""
+"""Digits and .npz files come out as they went in, and damaged files are errors that name them."""
 
-import hashlib
 import os
-import pickle
 from pathlib import Path
 
 import numpy as np
@@ -150,44 +148,6 @@ def test_damaged_files_are_data_errors(data: st.DataObject, tmp_path: Path) -> N
         assert "a.npz" in str(error)  # noqa: PT017
     else:
         assert got.x.dtype == torch.uint8
-
-
-def test_cifar10_is_read_from_npz_or_torchvisions_batches(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    with pytest.raises(DataError, match=r"must hold cifar10.npz or torchvision's cifar-10-batches-py"):
-        load_data(f"cifar10:{tmp_path}")
-    with pytest.raises(DataError, match="Write cifar10:DIR"):
-        load_data("cifar10")
-    want = write_batches(tmp_path / "cifar-10-batches-py", monkeypatch)
-    got = load_data(f"cifar10:{tmp_path}", split="train", val_fraction=0.0)
-    assert torch.equal(got.x, torch.from_numpy(want).reshape(10, 3, 32, 32)) and got.y.tolist() == [*range(10)]
-    assert got.class_names[3] == "cat"
-    save(tmp_path / "cifar10.npz", **arrays())
-    assert load_data(f"cifar10:{tmp_path}").shape == (3, 4, 5)
-
-
-def write_batches(folder: Path, monkeypatch: pytest.MonkeyPatch) -> np.ndarray:
-    """Write the official layout with ten images, and teach torchvision their sums."""
-    from torchvision.datasets import CIFAR10
-
-    folder.mkdir()
-    x = np.random.default_rng(1).integers(0, 256, (10, 3072), dtype=np.uint8)
-    names = ["airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck"]
-    files = {
-        "data_batch_1": {"data": x.tobytes(), "labels": list(range(10))},
-        "test_batch": {"data": x[:2].tobytes(), "labels": [3, 5]},
-        "batches.meta": {"label_names": names},
-    }
-    for name, content in files.items():
-        if "data" in content:
-            content["data"] = np.frombuffer(content["data"], np.uint8).reshape(-1, 3072)  # type: ignore[arg-type]
-        (folder / name).write_bytes(pickle.dumps(content))
-    sums = {name: hashlib.md5((folder / name).read_bytes()).hexdigest() for name in files}  # noqa: S324
-    monkeypatch.setattr(CIFAR10, "train_list", [["data_batch_1", sums["data_batch_1"]]])
-    monkeypatch.setattr(CIFAR10, "test_list", [["test_batch", sums["test_batch"]]])
-    monkeypatch.setattr(
-        CIFAR10, "meta", {"filename": "batches.meta", "key": "label_names", "md5": sums["batches.meta"]}
-    )
-    return x
 
 
 @pytest.mark.data

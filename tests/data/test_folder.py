@@ -1,5 +1,6 @@
 """Folders of images: every layout, and errors that name the file before anything is trained."""
 
+import os
 from pathlib import Path
 
 import numpy as np
@@ -8,7 +9,8 @@ import torch
 from PIL import Image
 
 from hardy.data import load_data
-from hardy.data.folder import decode
+from hardy.data.load import open_rows
+from hardy.data.pictures import FolderReader, decode
 from hardy.errors import DataError
 
 
@@ -102,7 +104,7 @@ def test_unreadable_images_are_named_together(tmp_path: Path) -> None:
         load_data(spec, size=8)
     assert "more" not in str(caught.value)
     (tmp_path / "test" / "cat" / "0.png").write_bytes(b"")
-    with pytest.raises(DataError, match=r"every image must be readable; .*cat/0.png is not"):
+    with pytest.raises(DataError, match=r"one size; .*cat/0.png cannot be read \(no known image format\)"):
         load_data(spec)
 
 
@@ -145,3 +147,29 @@ def test_other_files_and_hidden_folders_are_left_alone(tmp_path: Path) -> None:
     (tmp_path / "test" / "cat" / "notes.txt").write_text("hello")
     (tmp_path / "test" / ".thumbnails").mkdir()
     assert len(load_data(spec)) == 6 and load_data(spec).class_names == ("cat", "dog")
+
+
+def test_images_are_in_the_order_of_their_paths_however_deep(tmp_path: Path) -> None:
+    names = ["a/b.png", "a/B.JPG", "a-b/c.png", "a.png", "a/b/c.png", "b/a.bmp", "b.PNG", "a b/z.png", ".hidden/x.png"]
+    for i, name in enumerate(names):
+        picture(tmp_path / "test" / "cat" / name, value=i)
+    picture(tmp_path / "test" / "dog" / "0.png", value=99)
+    want = [str(p.relative_to(tmp_path / "test" / "cat")) for p in sorted((tmp_path / "test" / "cat").rglob("*.*"))]
+    rows = open_rows(f"folder:{tmp_path}")
+    assert isinstance(rows.read, FolderReader)
+    got = [str(rows.read.path(i).relative_to(tmp_path / "test" / "cat")) for i in range(len(names))]
+    assert got == [name for name in want if name in names] and len(rows.y) == len(names) + 1
+
+
+def test_a_folder_that_cannot_be_listed_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    spec = tree(tmp_path, "test")
+    listed = os.scandir
+
+    def closed(path: str | Path) -> object:
+        if Path(path).name == "dog":
+            raise PermissionError(13, "Permission denied", str(path))
+        return listed(path)
+
+    monkeypatch.setattr(os, "scandir", closed)
+    with pytest.raises(DataError, match=r"test/dog cannot be read \(Permission denied\)"):
+        load_data(spec)

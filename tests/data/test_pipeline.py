@@ -10,7 +10,7 @@ from scipy import stats
 from torch import Tensor
 
 from hardy.data import ArrayData, Batches
-from hardy.data.pipeline import crop_flip, draw
+from hardy.data.augment import crop_flip, draw
 from hardy.errors import ParameterError
 from hardy.seeding import fold, keys, root
 

@@ -9,6 +9,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from hardy.data import rows as module
+from hardy.data.arrays import ArrayReader
 from hardy.data.rows import Rows, check_memory, free_bytes, spread_order
 from hardy.errors import DataError
 
@@ -17,7 +18,7 @@ labels = st.lists(st.integers(0, 4), min_size=1, max_size=60)
 
 def make(y: Tensor) -> Rows:
     index = torch.arange(len(y)) * 7 + 3
-    return Rows(y, index, tuple("abcde"), "test", lambda rows: index[rows])
+    return Rows(y, index, tuple("abcde"), "test", ArrayReader(index))
 
 
 @given(y=labels, seed=st.integers(0, 99))

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from hardy.attacks import APGD, PGD, Square, attack
 from hardy.evaluation import Budget, evaluate
-from hardy.evaluation.journal import Journal, joined
+from hardy.evaluation.journal import ROWS, Journal, result_of
 from hardy.results import Result
 from hardy.threats import Threat
 
@@ -118,7 +118,8 @@ def test_parts_join_to_the_whole_and_are_kept_bit_for_bit(
     found = [
         attack(net, x[part], y[part], "pgd", threat=THREAT, rows=part) for part in torch.arange(len(x)).split([20, 30])
     ]
-    whole = joined(found)
+    rows = {name: torch.cat([getattr(part, name) for part in found]) for name in ROWS}
+    whole = result_of(rows, attack="pgd", threat=THREAT)
     assert whole.passes == {k: sum(f.passes[k] for f in found) for k in ("forward", "backward")}
     journal, facts = Journal(tmp_path / "new"), ("a", b"b", 3)
     assert journal.recall(facts, attack="pgd", threat=THREAT, device=x.device) is None

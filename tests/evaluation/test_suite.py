@@ -191,6 +191,6 @@ def test_a_wrong_draw_spares_no_image_of_a_random_net(net: nn.Module, x: Tensor,
     wide = Threat("linf", 0.4)
     result = evaluate(jumpy, x[few], y[few], threat=wide, axes=["clean", "white_box"], suite="quick", budget=FAST)
     sure = evaluate(net, x[few], y[few], threat=wide, axes=["clean", "white_box"], suite="quick", budget=FAST)
-    assert result.accuracy("clean") >= sure.accuracy("clean") - 0.1  # a vote, not one draw
+    assert result.accuracy("clean") >= sure.accuracy("clean") - 0.15  # a vote, not one draw
     assert result.point("white_box", "apgd-ce").details["attacked"] == round(40 * result.accuracy("clean"))
-    assert result.accuracy("white_box") <= 0.05
+    assert result.accuracy("white_box") <= 0.1

@@ -11,7 +11,7 @@ from torch.nn.utils import parametrizations
 
 from hardy.attacks import APGD, PGD, Progress, attack
 from hardy.errors import ParameterError
-from hardy.evaluation import weight_table, weights
+from hardy.evaluation import context, weight_table, weights
 from hardy.evaluation.budget import Budget
 from hardy.evaluation.context import Context, Measured, NotMeasured
 from hardy.evaluation.fingerprint import weights_digest
@@ -304,7 +304,7 @@ def test_a_net_that_answers_at_random_is_asked_often(
         specs.append(spec)
         return attack(model, x, y, spec, **facts)  # type: ignore[arg-type]
 
-    monkeypatch.setattr(weight_table, "attack", note)
+    monkeypatch.setattr(context, "attack", note)
     got = measure(make(Noisy().eval(), n=20, draws=3, budget=SMALL))
     assert isinstance(got, Measured)
     assert specs and set(specs) == {APGD(steps=3, eot=3)}

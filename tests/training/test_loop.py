@@ -116,6 +116,52 @@ def test_a_stopped_run_resumes_to_the_same_weights(step: int, options: dict[str,
     assert same(weights(whole.folder), weights(again.folder))
 
 
+@pytest.mark.parametrize("step", [3, 6])
+@pytest.mark.parametrize("options", [{}, {"ema": 0.9, "optimizer": "adamw", "lr": 0.01, "select": "best"}])
+def test_a_run_stopped_within_an_epoch_goes_on_at_that_step(step: int, options: dict[str, Any], tmp_path: Path) -> None:
+    whole = train(recipe(**options), out=tmp_path / "whole")
+    with pytest.raises(StopError):
+        train(recipe(**options, save_every=2), out=tmp_path / "part", on_progress=stop_at(step))
+    saved = io.read_tensors(tmp_path / "part" / "checkpoints" / "last.safetensors")
+    assert not same({k: saved[f"model.{k}"] for k in weights(whole.folder)}, weights(whole.folder))
+    seen: list[Progress] = []
+    resumed = train(recipe(**options), out=tmp_path / "part", resume=True, on_progress=seen.append)  # of no weight
+    assert seen[0].step == step // 2 * 2 + 1
+    assert same(weights(whole.folder), weights(resumed.folder))
+    for ours, theirs in zip(whole.history, resumed.history, strict=True):
+        assert list(ours) == list(theirs)  # in the same order
+        assert {k: v for k, v in ours.items() if k != "seconds"} == {k: v for k, v in theirs.items() if k != "seconds"}
+    with pytest.raises(ParameterError, match=r"save_every must be at least 1 step; got 0"):
+        recipe(save_every=0)
+
+
+class Drops(nn.Module):
+    """A net with a dropout of its own, which draws from torch's generator."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.net = nn.Sequential(nn.Flatten(), nn.Dropout(0.5), nn.Linear(64, 10))
+        with torch.no_grad():
+            self.net[2].weight.fill_(0.01)
+
+    def forward(self, x: Tensor) -> Tensor:
+        out: Tensor = self.net(x)
+        return out
+
+
+def test_what_the_net_itself_draws_is_drawn_again_and_no_trace_is_left(tmp_path: Path) -> None:
+    _, data = tiny()
+    options = TrainRecipe(epochs=2, batch_size=16, save_every=3)
+    state = torch.get_rng_state()
+    whole = train(Drops(), data, options=options, out=tmp_path / "whole", augment=())
+    assert torch.equal(torch.get_rng_state(), state)
+    torch.manual_seed(5)
+    with pytest.raises(StopError):
+        train(Drops(), data, options=options, out=tmp_path / "part", augment=(), on_progress=stop_at(3))
+    resumed = train(Drops(), data, options=options, out=tmp_path / "part", augment=(), resume=True)
+    assert same(whole.model.state_dict(), resumed.model.state_dict())
+
+
 def test_a_run_is_not_overwritten_and_another_recipe_does_not_resume_it(tmp_path: Path) -> None:
     train(recipe(epochs=1), out=tmp_path / "a")
     before = weights(tmp_path / "a")
@@ -277,7 +323,7 @@ def test_mistakes_are_found_before_the_first_step(tmp_path: Path) -> None:
         train(model, data)
     with pytest.raises(ParameterError, match=r"come from the recipe"):
         train(BASE, data, out=tmp_path / "a")
-    with pytest.raises(ParameterError, match=r"augment must be of crop, flip; got 'rotate'"):
+    with pytest.raises(ParameterError, match=r"no augmentation 'rotate'; known: crop, flip"):
         train(model, data, augment=("rotate",), out=tmp_path / "a")
     with pytest.raises(DataError, match=r"at least 2 training images"):
         train(model, data.limit(1), out=tmp_path / "a")

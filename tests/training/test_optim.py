@@ -8,7 +8,7 @@ import torch
 from torch import nn
 
 from hardy.errors import ParameterError
-from hardy.training.optim import Average, learning_rate, make_optimizer
+from hardy.training.optim import Average, learning_rate, make_optimizer, set_learning_rate
 from hardy.training.recipe import TrainRecipe
 
 
@@ -68,6 +68,20 @@ def test_only_matrices_and_kernels_are_decayed() -> None:
         p.requires_grad_(False)
     with pytest.raises(ParameterError, match=r"must have parameters that require gradients"):
         make_optimizer(model, TrainRecipe())
+
+
+def test_each_group_learns_at_its_factor_of_the_rate_and_without_factors_nothing_is_grouped_anew() -> None:
+    model = nn.Sequential(nn.Conv2d(1, 2, 3), nn.BatchNorm2d(2), nn.Flatten(), nn.Linear(2, 2))
+    recipe = TrainRecipe(weight_decay=0.1)
+    optimizer = make_optimizer(model, recipe, {model[0].weight: 0.25, model[0].bias: 0.25, model[3].bias: 10.0})
+    set_learning_rate(optimizer, 0.5)
+    got = {p: (g["lr"], g["weight_decay"]) for g in optimizer.param_groups for p in g["params"]}
+    want = [(0.125, 0.1), (0.125, 0), (0.5, 0), (0.5, 0), (0.5, 0.1), (5.0, 0)]
+    assert [got[p] for p in model.parameters()] == want
+    plain = make_optimizer(model, recipe)
+    assert [len(g["params"]) for g in plain.param_groups] == [2, 4]
+    set_learning_rate(plain, 1 / 3)
+    assert {g["lr"] for g in plain.param_groups} == {1 / 3}
 
 
 def test_the_average_is_the_recursion_written_out() -> None:

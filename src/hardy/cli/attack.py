@@ -9,11 +9,13 @@ from hardy.cli.common import (
     BatchSize,
     Data,
     Device,
+    Download,
     Json,
     Limit,
     Quiet,
     Seed,
     Size,
+    SkipBad,
     Split,
     Weights,
     batch_size_of,
@@ -36,6 +38,8 @@ def command(
     split: Split = "test",
     limit: Limit = None,
     size: Size = None,
+    download: Download = False,
+    skip_bad: SkipBad = False,
     weights: Weights = None,
     out: Annotated[
         Path | None, typer.Option("--out", "-o", help="Save the adversarial images (.npz: x_adv y success).")
@@ -58,12 +62,24 @@ def command(
 
     from hardy.attacks import attack as run_attack
     from hardy.cli.targets import open_data, open_target, recipe_of
-    from hardy.safefile import write_atomic
+    from hardy.safefile import check_writable, write_atomic
     from hardy.threats import parse_threat
 
     chosen = in_box(parse_threat(threat))
     where = device_of(device)
-    images = open_data(data, recipe_of(model), split=split, limit=limit, size=size, seed=seed or 0, model=model)
+    if out is not None:
+        check_writable(out)
+    images = open_data(
+        data,
+        recipe_of(model),
+        split=split,
+        limit=limit,
+        size=size,
+        seed=seed or 0,
+        model=model,
+        download=download,
+        skip_bad=skip_bad,
+    )
     target = open_target(model, images, device=where, weights=weights)
     found = run_attack(
         target.model,

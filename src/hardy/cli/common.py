@@ -6,6 +6,7 @@ People read stderr (tables, progress), programs read stdout (``--json``: one doc
 import functools
 import json
 import os
+import signal
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -13,18 +14,22 @@ from typing import TYPE_CHECKING, Annotated, Any, ParamSpec, TypeVar
 
 import typer
 
+from hardy.cli.launch import rank, report
+from hardy.cli.stops import settle, signals, stopping
 from hardy.errors import ConfigError, HardyError
 
 __all__ = [
     "BatchSize",
     "Data",
     "Device",
+    "Download",
     "Json",
     "Limit",
     "Out",
     "Quiet",
     "Seed",
     "Size",
+    "SkipBad",
     "Split",
     "Weights",
     "answer",
@@ -51,30 +56,47 @@ Seed = Annotated[int | None, typer.Option("--seed", help="Seed of everything ran
 Device = Annotated[str, typer.Option("--device", help="auto, cpu or cuda.")]
 BatchSize = Annotated[str, typer.Option("--batch-size", help="Images at a time, or auto.")]
 Out = Annotated[Path | None, typer.Option("--out", "-o", help="Where to write.")]
-Data = Annotated[str | None, typer.Option("--data", help="digits, npz:FILE, folder:DIR or cifar10:DIR.")]
+Data = Annotated[
+    str | None, typer.Option("--data", help="digits, npz:FILE, folder:DIR, imagenet:DIR, cifar10:DIR, svhn:DIR, ...")
+]
 Split = Annotated[str, typer.Option("--split", help="train, val or test.")]
 Limit = Annotated[int | None, typer.Option("--limit", help="Number of images, chosen by the seed, classes in balance.")]
 Weights = Annotated[
     str | None, typer.Option("--weights", help="Of a named net: pretrained (published ones), or a weights file.")
 ]
+Download = Annotated[
+    bool, typer.Option("--download", help="Let torchvision fetch or unpack published data that are not there.")
+]
+SkipBad = Annotated[bool, typer.Option("--skip-bad", help="Leave out images of a folder that cannot be read.")]
+
 Size = Annotated[int | None, typer.Option("--size", help="Height and width to which images of a folder are resized.")]
 
 
 def guarded(command: Callable[P, R]) -> Callable[P, R]:
-    """Turn Hardy's errors into one line and exit code 2, and Ctrl-C into 130; HARDY_DEBUG=1 or --debug: traceback."""
+    """Turn Hardy's errors into one line and exit code 2, Ctrl-C into 130 and SIGTERM into 143.
+
+    HARDY_DEBUG=1 or --debug shows the traceback of an error.
+    """
 
     @functools.wraps(command)
     def run(*args: P.args, **kwargs: P.kwargs) -> R:
-        try:
-            return command(*args, **kwargs)
-        except HardyError as error:
-            if os.environ.get("HARDY_DEBUG"):
-                raise
-            console().print(f"[bold red]error:[/] {_escape(str(error))}", soft_wrap=True, highlight=False)
-            raise typer.Exit(2) from None
-        except KeyboardInterrupt:
-            console().print("stopped.", highlight=False)
-            raise typer.Exit(130) from None
+        with signals():
+            try:
+                return command(*args, **kwargs)
+            except BaseException as error:
+                settle(error)
+                if stopping() or isinstance(error, KeyboardInterrupt):
+                    number = stopping() or signal.SIGINT
+                    said = "stopped." if number == signal.SIGINT else "stopped by SIGTERM."
+                    if rank() == 0:
+                        console().print(said, highlight=False)
+                    raise typer.Exit(128 + number) from None
+                if not isinstance(error, HardyError) or os.environ.get("HARDY_DEBUG"):
+                    raise
+                report(error)
+                if rank() == 0:  # torchrun's summary shows what another process met alone
+                    console().print(f"[bold red]error:[/] {_escape(str(error))}", soft_wrap=True, highlight=False)
+                raise typer.Exit(2) from None
 
     return run
 

@@ -10,15 +10,16 @@ from hardy.cli.common import (
     BatchSize,
     Data,
     Device,
+    Download,
     Json,
     Limit,
     Out,
     Quiet,
     Seed,
     Size,
+    SkipBad,
     Split,
     Weights,
-    batch_size_of,
     console,
     device_of,
     guarded,
@@ -26,7 +27,8 @@ from hardy.cli.common import (
     parse_list,
     print_json,
 )
-from hardy.errors import ConfigError, did_you_mean
+from hardy.cli.launch import check_processes, launch, rank
+from hardy.errors import ConfigError, RankError, did_you_mean
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -56,6 +58,8 @@ def command(
     split: Split = "test",
     limit: Limit = None,
     size: Size = None,
+    download: Download = False,
+    skip_bad: SkipBad = False,
     axes: Annotated[
         str | None,
         typer.Option(
@@ -116,6 +120,7 @@ def command(
     ] = None,
     seed: Seed = None,
     device: Device = "auto",
+    devices: Annotated[int, typer.Option("--devices", help="Local processes, a GPU or some cores each.")] = 1,
     batch_size: BatchSize = "auto",
     resume: Annotated[bool, typer.Option("--resume", help="Go on with a stopped evaluation.")] = False,
     overwrite: Annotated[
@@ -146,12 +151,12 @@ def command(
 
         hardy evaluate timm:resnet18 --weights my.safetensors --data folder:photos --size 224 --eps 2/255
     """
-    from hardy.cli.material import budget_of, material_of
-    from hardy.cli.outcome import hold, show, without_images, write_record
-    from hardy.cli.progress import evaluation_progress
-    from hardy.cli.targets import open_data, open_target, recipe_of
+    from hardy.cli.material import budget_of
+    from hardy.cli.measured import Job, measured
+    from hardy.cli.outcome import hold, show, write_record
+    from hardy.cli.targets import recipe_of, run_of
     from hardy.environment import command_line
-    from hardy.evaluation import evaluate
+    from hardy.safefile import check_writable
 
     recipe = recipe_of(model)
     chosen_threat = _threat(threat, norm, eps, recipe)
@@ -168,68 +173,54 @@ def command(
     needs |= {option: (USED_BY[option],) for option, value in given.items() if value}
     asked = _asked(axes, wish, fail_under=fail_under or [], needs=needs)
     attacks = _attacks(suite or (wish.suite if wish else "standard"), chosen_threat)
-    chosen_budget = budget_of(budget or [], quick=attacks == "quick")
     if robustbench is not None and attacks not in {"standard", "full"}:
         raise ConfigError("--robustbench: needs AutoAttack-standard; use --suite standard or full.")
     where = device_of(device)
-    images = open_data(
-        data,
-        recipe,
+    check_processes(devices, device=where)
+    folder = run_of(model)
+    path = out or (folder.result_file if folder is not None else Path("result.json"))
+    for each in filter(None, (path, save_adversarial, robustbench)):
+        check_writable(each)
+    job = Job(
+        model=model,
+        data=data,
         split=split,
         limit=limit if limit is not None else (wish.limit if wish else None),
         size=size,
+        download=download,
+        skip_bad=skip_bad,
+        weights=weights,
+        axes=asked,
+        threat=chosen_threat,
+        suite=attacks,
+        budget=budget_of(budget or [], quick=attacks == "quick"),
+        budget_texts=budget,
+        checks=_one_of("--checks", checks, ("derived", "full")),
+        source=source,
+        sibling=sibling,
+        base=base,
+        twin=twin,
+        cue_conflict=cue_conflict,
+        corrupted=corrupted,
+        mce_reference=mce_reference,
+        other=other,
         seed=seed or 0,
-        model=model,
+        device=where,
+        batch_size=batch_size,
+        resume=resume,
+        overwrite=overwrite,
+        save_adversarial=save_adversarial,
+        path=path,
+        command=command_line(),
+        quiet=quiet,
     )
-    target = open_target(model, images, device=where, weights=weights)
-    material = material_of(
-        images, recipe, data=data, cue_conflict=cue_conflict, corrupted=corrupted, reference=mce_reference,
-        other=other or (), device=where,
-    )  # fmt: skip
-    named = {"sources": source, "siblings": sibling, "base": [base] if base else [], "twin": [twin] if twin else []}
-    others = {
-        key: [(t.name, t.model) for t in (open_target(text, images, device=where) for text in texts or ())]
-        for key, texts in named.items()
-    }
-    path = out or (target.folder.result_file if target.folder is not None else Path("result.json"))
-    data_name = f"{images.name} {images.split}"
-    if not overwrite:
-        _keep_more(path, target.name, data_name, len(images), chosen_threat, asked)
-    question = {"model": model, "data": data_name, "images": len(images), "threat": str(chosen_threat)}
-    question |= {"axes": list(asked), "suite": str(attacks), "checks": checks, "seed": seed or 0}
-    question |= {"--budget": budget, "--source": source, "--sibling": sibling, "--base": base, "--twin": twin}
-    with (
-        _kept(path.with_suffix(".partial"), question, resume=resume, overwrite=overwrite) as journal,
-        evaluation_progress(quiet=quiet, name=target.name) as on_progress,
-    ):
-        result = evaluate(
-            target.model,
-            images.images().to(where),
-            images.y.to(where),
-            threat=chosen_threat,
-            axes=asked,
-            suite=attacks,
-            budget=chosen_budget,
-            material=material,
-            checks=_one_of("--checks", checks, ("derived", "full")),
-            sources=others["sources"],
-            siblings=others["siblings"],
-            base=others["base"][0][1] if others["base"] else None,
-            twin=others["twin"][0][1] if others["twin"] else None,
-            seed=seed or 0,
-            batch_size=batch_size_of(batch_size, shape=images.shape),
-            rows=images.index.to(where),
-            journal=journal,
-            keep_adversarial=save_adversarial is not None,
-            model_name=target.name,
-            data_name=data_name,
-            class_names=images.class_names,
-            methods=target.methods,
-            command=command_line(),
-            on_progress=on_progress,
-        )
-        result = without_images(result, save_adversarial)
-        result.save(path)
+    if devices > 1:
+        with _say_how_to_go_on(path):
+            result = launch(measured, job, processes=devices)
+    else:
+        result = measured(job)
+    if rank() > 0:
+        return
     if robustbench is not None:
         write_record(result, robustbench)
     if json:
@@ -238,6 +229,18 @@ def command(
         show(result)
         console().print(f"-> {path}", highlight=False)
     hold(result, _floors(fail_under or []))
+
+
+@contextmanager
+def _say_how_to_go_on(path: Path) -> "Iterator[None]":
+    """Where a process died, it could not say itself what is kept."""
+    try:
+        yield
+    except RankError:
+        folder = path.with_suffix(".partial")
+        if any(folder.glob("*.npz")):
+            console().print(f"Finished images are kept in {folder}: go on with --resume.", highlight=False)
+        raise
 
 
 def _asked(
@@ -285,68 +288,6 @@ def _attacks(text: str, threat: "Threat") -> "Suite":
     chosen: Suite = text if text in SUITES else names
     check_suite(chosen, threat)
     return chosen
-
-
-@contextmanager
-def _kept(folder: Path, question: dict[str, Any], *, resume: bool, overwrite: bool) -> "Iterator[Path]":
-    """Keep finished images in a folder until the evaluation is written.
-
-    Raises:
-        ConfigError: it holds those of a stopped evaluation, and neither --resume nor --overwrite is given, or the
-            stopped one asked something else.
-    """
-    import json
-
-    from hardy.evaluation.journal import Journal
-    from hardy.safefile import write_json
-
-    note = folder / "question.json"
-    if resume and not overwrite and note.is_file():
-        before = json.loads(note.read_text(encoding="utf-8"))
-        if other := [key for key in question if before.get(key) != question[key]]:
-            raise ConfigError(
-                f"{folder}: the stopped evaluation had another {', '.join(other)} ({before.get(other[0])!r}). "
-                "Go on with the same, write elsewhere with --out, or begin anew with --overwrite."
-            )
-    if folder.is_dir() and not resume:
-        if not overwrite:
-            raise ConfigError(
-                f"{folder}: an evaluation was stopped here. Go on with --resume, or begin anew with --overwrite."
-            )
-        Journal(folder).clear()
-    write_json(note, question)
-    try:
-        yield folder
-    except BaseException:
-        if not any(folder.glob("*.npz")):
-            Journal(folder).clear()
-        else:
-            console().print(f"Finished images are kept in {folder}: go on with --resume.", highlight=False)
-        raise
-    Journal(folder).clear()
-
-
-def _keep_more(path: Path, model: str, data: str, n: int, threat: "Threat", axes: tuple[str, ...]) -> None:
-    """Refuse to replace a result that says something this evaluation will not.
-
-    Raises:
-        ConfigError: ``path`` holds another model, or axes, images or a threat that would be lost.
-    """
-    from hardy.results import Result
-
-    if not path.exists():
-        return
-    old = Result.read(path)
-    lost = [axis.name for axis in old.axes if axis.name not in axes]
-    reasons = [f"the model {old.model}"] if old.model != model else []
-    reasons += [f"the axes {', '.join(lost)}"] if lost else []
-    reasons += [f"{old.n} images of {old.data}"] if (old.data, old.n) != (data, n) else []
-    reasons += [f"the threat {old.threat}"] if old.threat != threat else []
-    if reasons:
-        raise ConfigError(
-            f"{path}: holds an evaluation with {' and '.join(reasons)}, which would be lost. "
-            "Write elsewhere with --out, or give --overwrite."
-        )
 
 
 def _one_of(option: str, value: str, known: tuple[str, ...]) -> Any:

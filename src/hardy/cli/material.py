@@ -1,8 +1,9 @@
 """What ``hardy evaluate`` gives to axes that need more than the model and its images."""
 
 from collections import defaultdict
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import fields, replace
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -38,6 +39,8 @@ def material_of(
     reference: str | None = None,
     other: Sequence[str] = (),
     device: str = "cpu",
+    download: bool = False,
+    skip_bad: bool = False,
 ) -> Material:
     """Open what the options name.
 
@@ -50,6 +53,8 @@ def material_of(
         reference: ``alexnet``, or a result (its file or run folder) with the axis ``corruptions``.
         other: Further data, as ``--data`` names them.
         device: Where to put images.
+        download: Let torchvision fetch published data that are not there.
+        skip_bad: Leave out images of a folder that cannot be read.
 
     Raises:
         HardyError: not there, damaged, or not in the format.
@@ -57,14 +62,15 @@ def material_of(
     from hardy.data.corrupted import corrupted as open_corrupted
 
     size = images.shape[-1]
+    load = partial(load_data, size=size, download=download, skip_bad=skip_bad)
     errors, name = reference_of(reference) if reference else (None, "")
     return Material(
         cue_conflict=None if cue_conflict is None else _cues(cue_conflict, images, device),
         corrupted=None if corrupted is None else open_corrupted(corrupted, size=size),
         reference_errors=errors,
         reference_name=name,
-        train=_train(images, recipe, data, device) if other else None,
-        other={spec: _others(spec, images).to(device) for spec in other},
+        train=_train(images, recipe, data, device, load) if other else None,
+        other={spec: _channels(load(spec, limit=len(images)).images(), images).to(device) for spec in other},
     )
 
 
@@ -144,12 +150,6 @@ def _cues(text: str, images: ArrayData, device: str) -> CueConflict:
     return replace(found, x=x.to(device), shape=found.shape.to(device), texture=found.texture.to(device))
 
 
-def _others(spec: str, images: ArrayData) -> Tensor:
-    """Load other data in the size and with the channels of the images, as many of them."""
-    found = load_data(spec, limit=len(images), size=images.shape[-1])
-    return _channels(found.images(), images)
-
-
 def _channels(x: Tensor, images: ArrayData) -> Tensor:
     """Repeat gray to colour, or average colour to gray; fit the height to images that are no squares."""
     c, h, w = images.shape
@@ -157,7 +157,9 @@ def _channels(x: Tensor, images: ArrayData) -> Tensor:
     return x if x.shape[2:] == (h, w) else F.interpolate(x, size=(h, w), mode="bilinear", antialias=True)
 
 
-def _train(images: ArrayData, recipe: "Recipe | None", data: str | None, device: str) -> tuple[Tensor, Tensor] | None:
+def _train(
+    images: ArrayData, recipe: "Recipe | None", data: str | None, device: str, load: Callable[..., ArrayData]
+) -> tuple[Tensor, Tensor] | None:
     """Load training images of the same data; None where they have none."""
     name = data or (recipe.data.name if recipe is not None else None)
     if name is None or name == "external":
@@ -165,7 +167,7 @@ def _train(images: ArrayData, recipe: "Recipe | None", data: str | None, device:
     own = recipe is not None and name == recipe.data.name
     seed, fraction = (recipe.seed, recipe.data.val_fraction) if own and recipe is not None else (0, 0.1)
     try:
-        found = load_data(name, split="train", limit=TRAIN, size=images.shape[-1], seed=seed, val_fraction=fraction)
+        found = load(name, split="train", limit=TRAIN, seed=seed, val_fraction=fraction)
     except DataError:
         return None
     return _channels(found.images(), images).to(device), found.y.to(device)

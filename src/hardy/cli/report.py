@@ -27,7 +27,9 @@ def command(
         hardy report runs/plain runs/lfm runs/defective --out comparison.html
     """
     from hardy.reporting import report
+    from hardy.safefile import check_writable
 
+    check_writable(out)
     path = report(runs, out, title=title)
     if json:
         print_json({"out": str(path), "bytes": path.stat().st_size, "runs": [str(run) for run in runs]})

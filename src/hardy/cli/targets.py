@@ -5,6 +5,7 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import cast
 
@@ -49,11 +50,14 @@ def open_data(
     size: int | None,
     seed: int,
     model: str | None = None,
+    download: bool = False,
+    skip_bad: bool = False,
 ) -> ArrayData:
     """Load images by ``--data``, or those of the run's recipe.
 
     Train and validation images of a run are divided by the seed of its recipe, as in its training. Which images a
-    ``limit`` takes depends on ``seed`` alone, so that runs of different seeds are evaluated on the same ones.
+    ``limit`` takes depends on ``seed`` alone, so that runs of different seeds are evaluated on the same ones. Data of
+    the recipe are fetched, and images left out, if it or the caller says so.
 
     Raises:
         ConfigError: neither says which images.
@@ -69,12 +73,13 @@ def open_data(
         raise ConfigError("--data: must be given, as the model does not say which images; for example --data digits.")
     name = spec or (d.name if d else "")
     size = size if size is not None else (d.size if d else None)
-    if recipe is not None and name == recipe.data.name and split != "test":
-        whole = load_data(
-            name, split=cast("Split", split), size=size, seed=recipe.seed, val_fraction=recipe.data.val_fraction
-        )
-        return whole.limit(limit, seed=seed)
-    return load_data(name, split=cast("Split", split), limit=limit, size=size, seed=seed)
+    load = partial(load_data, name, split=cast("Split", split), size=size, download=download, skip_bad=skip_bad)
+    if recipe is not None and name == recipe.data.name:
+        d = recipe.data
+        load = partial(load, download=download or d.download, skip_bad=skip_bad or d.skip_bad)
+        if split != "test":
+            return load(seed=recipe.seed, val_fraction=d.val_fraction).limit(limit, seed=seed)
+    return load(limit=limit, seed=seed)
 
 
 def members_of(text: str) -> tuple[str, ...]:

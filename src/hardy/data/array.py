@@ -7,7 +7,7 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
-from hardy.data.rows import check_labels, spread_order
+from hardy.data.rows import check_classes, check_labels, spread_order
 from hardy.errors import DataError, ParameterError
 
 __all__ = ["ArrayData"]
@@ -24,6 +24,7 @@ class ArrayData:
         class_names: In label order; their number is the number of classes.
         name: The data as the user named it.
         split: "train", "val" or "test".
+        skipped: A line about every image that was left out because it cannot be read, when the data were loaded.
 
     Raises:
         DataError: wrong dtypes or shapes, no images, or labels out of range.
@@ -41,6 +42,7 @@ class ArrayData:
     class_names: tuple[str, ...]
     name: str = "data"
     split: str = "test"
+    skipped: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
         who = f"{self.name} ({self.split})"
@@ -133,12 +135,5 @@ class ArrayData:
         Raises:
             DataError: the message names the classes without.
         """
-        counts = torch.bincount(self.y, minlength=self.num_classes)
-        empty = [self.class_names[i] for i in (counts == 0).nonzero().flatten().tolist()]
-        if empty:
-            some = ", ".join(map(repr, empty[:5])) + (f" and {len(empty) - 5} more" if len(empty) > 5 else "")
-            raise DataError(
-                f"{self.name} ({self.split}): every class must have an image to train on; none for {some}. "
-                f"Add images, raise limit, or drop the class."
-            )
+        check_classes(self.y, self.class_names, f"{self.name} ({self.split})")
         return self

@@ -1,10 +1,11 @@
-"""Data sets that are arrays: the digits that come with scikit-learn, ``.npz`` files, and CIFAR-10."""
+"""Data sets that are arrays: the digits that come with scikit-learn, and ``.npz`` files."""
 
 import struct
 import tokenize
 import zipfile
 import zlib
 from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -13,10 +14,11 @@ import torch
 from jaxtyping import Int64
 from torch import Tensor
 
-from hardy.data.rows import Rows, Split, check_labels, check_memory
+from hardy.data.mapped import StoredArray, find_array
+from hardy.data.rows import Reader, Rows, Split, check_labels, check_memory
 from hardy.errors import DataError
 
-__all__ = ["cifar10", "digits", "npz"]
+__all__ = ["ArrayReader", "NpzReader", "digits", "npz", "to_nchw"]
 
 DIGITS_TEST = 360
 MAX_CHANNELS = 16
@@ -29,7 +31,93 @@ DAMAGED = (
 Array = npt.NDArray[np.generic]
 
 
-def digits(path: Path | None, size: int | None) -> dict[Split, Rows]:
+@dataclass(frozen=True, eq=False)
+class ArrayReader(Reader):
+    """Gives images that are in memory: uint8, ``n c h w``."""
+
+    x: Tensor
+
+    def __call__(self, rows: Int64[Tensor, "m"]) -> Tensor:
+        """Give the images at these positions."""
+        return self.x[rows]
+
+
+@dataclass(frozen=True, eq=False)
+class NpzReader(Reader):
+    """Reads a part of a ``.npz`` file, the whole of it each time.
+
+    Attributes:
+        path: The file.
+        part: Which images: ``x_PART``.
+        n: How many there must be.
+        name: The data as the user named it.
+    """
+
+    path: Path
+    part: Split
+    n: int
+    name: str
+
+    def __call__(self, rows: Int64[Tensor, "m"]) -> Tensor:
+        """Read the images at these positions.
+
+        Raises:
+            DataError: the file is damaged, not in the format, or too large for the memory.
+        """
+        part = self.part
+        try:
+            with np.load(self.path, allow_pickle=False) as file:
+                x = file[f"x_{part}"]
+        except DAMAGED as error:
+            raise _unreadable(self.name, error) from error
+        images = to_nchw(x, f"{self.name} x_{part}", n=self.n)
+        if len(rows) == self.n and bool((rows == torch.arange(self.n)).all()):
+            return images.contiguous()
+        check_memory((len(rows), images.shape[1], images.shape[2], images.shape[3]), self.name)
+        return images[rows]
+
+    def streamed(self) -> Reader | None:
+        """Read from the file as the memory map that it is, if it is not compressed; sums of the file are not checked.
+
+        Raises:
+            DataError: the file is damaged, or not in the format.
+        """
+        try:
+            found = find_array(self.path, f"x_{self.part}.npy")
+            if found is None:
+                return None
+            check_images(found.dtype, found.shape, f"{self.name} x_{self.part}", n=self.n)
+        except DAMAGED as error:
+            raise _unreadable(self.name, error) from error
+        return MappedReader(found, f"{self.name} x_{self.part}")
+
+
+@dataclass(frozen=True, eq=False)
+class MappedReader(Reader):
+    """Reads images from an array in a file, those that are asked for.
+
+    Attributes:
+        array: Where the array lies, ``n h w c`` or ``n h w``.
+        name: The data as the user named it, and which part.
+    """
+
+    array: StoredArray
+    name: str
+
+    def __call__(self, rows: Int64[Tensor, "m"]) -> Tensor:
+        """Read the images at these positions.
+
+        Raises:
+            DataError: the file is no longer what it was.
+        """
+        try:
+            x = self.array.open()[rows.numpy()]
+        except DAMAGED as error:
+            raise _unreadable(self.name, error) from error
+        return to_nchw(x, self.name)
+
+
+def digits(path: Path | None, size: int | None, download: bool = False) -> dict[Split, Rows]:
     """Give scikit-learn's 1,797 handwritten digits, 1x8x8; their values 0 .. 16 become 0 .. 255.
 
     The test part is the last 360, in scikit-learn's order: mostly other writers than those before.
@@ -37,7 +125,7 @@ def digits(path: Path | None, size: int | None) -> dict[Split, Rows]:
     Raises:
         DataError: a path was given.
     """
-    del size
+    del size, download
     if path is not None:
         raise DataError(f"data 'digits:{path}': digits come with scikit-learn and take no path. Write 'digits'.")
     from sklearn.datasets import load_digits
@@ -48,11 +136,11 @@ def digits(path: Path | None, size: int | None) -> dict[Split, Rows]:
     names = tuple(map(str, range(10)))
     cut = len(x) - DIGITS_TEST
     index = torch.arange(len(x))
-    whole = Rows(torch.from_numpy(y), index, names, "digits", lambda rows: torch.from_numpy(x)[rows, None])
+    whole = Rows(torch.from_numpy(y), index, names, "digits", ArrayReader(torch.from_numpy(x)[:, None]))
     return {"train": whole.take(index[:cut]), "test": whole.take(index[cut:])}
 
 
-def npz(path: Path | None, size: int | None) -> dict[Split, Rows]:
+def npz(path: Path | None, size: int | None, download: bool = False) -> dict[Split, Rows]:
     """Read a ``.npz`` file: ``x_train y_train x_test y_test [x_val y_val] [class_names]``; one part is enough.
 
     Images are uint8, ``n h w c`` or ``n h w``. The identity of an image is its row in its part. Without ``class_names``
@@ -61,7 +149,7 @@ def npz(path: Path | None, size: int | None) -> dict[Split, Rows]:
     Raises:
         DataError: no such file, damaged, or not in this format.
     """
-    del size
+    del size, download
     if path is None or not path.is_file():
         raise DataError(f"data 'npz:{path or ''}': no such file. Write npz:FILE.")
     name = f"npz:{path}"
@@ -80,75 +168,39 @@ def npz(path: Path | None, size: int | None) -> dict[Split, Rows]:
         raise DataError(f"{name}: must hold x_train and y_train, or x_test and y_test; got {', '.join(sorted(keys))}.")
     for part, y in labels.items():
         check_labels(y, len(names), f"{name} y_{part}")
-    return {part: _from_file(path, part, y, names, name) for part, y in labels.items()}
-
-
-def cifar10(path: Path | None, size: int | None) -> dict[Split, Rows]:
-    """Read CIFAR-10 from a folder: ``cifar10.npz`` if it is there, else torchvision's ``cifar-10-batches-py``.
-
-    torchvision's batches are pickles; its own class reads them, after comparing their MD5 sums with the published ones.
-
-    Raises:
-        DataError: neither is there, or it is damaged.
-    """
-    if path is None:
-        raise DataError("data 'cifar10': the folder must be given. Write cifar10:DIR.")
-    if (path / "cifar10.npz").is_file():
-        return npz(path / "cifar10.npz", size)
-    from torchvision.datasets import CIFAR10
-
-    try:
-        both = {"train": CIFAR10(str(path), train=True), "test": CIFAR10(str(path), train=False)}
-    except (RuntimeError, OSError) as error:
-        raise DataError(
-            f"data 'cifar10:{path}': must hold cifar10.npz or torchvision's cifar-10-batches-py ({error})."
-        ) from error
     return {
-        part: _from_array(both[part].data, both[part].targets, tuple(both[part].classes), f"cifar10:{path}")
-        for part in ("train", "test")
+        part: Rows(y, torch.arange(len(y)), names, name, NpzReader(path, part, len(y), name))
+        for part, y in labels.items()
     }
 
 
-def _from_array(x: Array, labels: list[int], names: tuple[str, ...], name: str) -> Rows:
-    y = torch.tensor(labels, dtype=torch.int64)
-    images = to_nchw(x, name)
-    return Rows(y, torch.arange(len(y)), names, name, lambda rows: images[rows])
-
-
-def _from_file(path: Path, part: Split, y: Int64[Tensor, "n"], names: tuple[str, ...], name: str) -> Rows:
-    def read(rows: Int64[Tensor, "m"]) -> Tensor:
-        try:
-            with np.load(path, allow_pickle=False) as file:
-                x = file[f"x_{part}"]
-        except DAMAGED as error:
-            raise _unreadable(name, error) from error
-        images = to_nchw(x, f"{name} x_{part}")
-        if len(images) != len(y):
-            raise DataError(f"{name}: x_{part} has {len(images)} images, y_{part} has {len(y)} labels; must be equal.")
-        if len(rows) == len(y) and bool((rows == torch.arange(len(y))).all()):
-            return images.contiguous()
-        check_memory((len(rows), images.shape[1], images.shape[2], images.shape[3]), name)
-        return images[rows]
-
-    return Rows(y, torch.arange(len(y)), names, name, read)
-
-
-def to_nchw(x: Array, name: str) -> Tensor:
+def to_nchw(x: Array, name: str, *, n: int | None = None) -> Tensor:
     """View images ``n h w c`` or ``n h w`` as a tensor ``n c h w``.
+
+    Raises:
+        DataError: as :func:`check_images`.
+    """
+    check_images(x.dtype, x.shape, name, n=n)
+    return torch.from_numpy(x if x.ndim == 4 else x[..., None]).permute(0, 3, 1, 2)
+
+
+def check_images(dtype: np.dtype[np.generic], shape: tuple[int, ...], name: str, *, n: int | None = None) -> None:
+    """Refuse arrays that are no images, or not as many as there are labels (``n``; None: any number).
 
     Raises:
         DataError: another dtype than uint8, or another shape.
     """
-    if x.dtype != np.uint8:
-        raise DataError(f"{name}: must be uint8, 0 .. 255; got {x.dtype}. Scale and round floats before saving.")
-    if x.ndim == 3:
-        x = x[..., None]
-    if x.ndim != 4 or x.shape[-1] > MAX_CHANNELS:
-        transpose = " Is it n c h w? Use transpose(0, 2, 3, 1)." if x.ndim == 4 and x.shape[1] <= MAX_CHANNELS else ""
+    if dtype != np.uint8:
+        raise DataError(f"{name}: must be uint8, 0 .. 255; got {dtype}. Scale and round floats before saving.")
+    full = (*shape, 1) if len(shape) == 3 else shape
+    if len(full) != 4 or full[-1] > MAX_CHANNELS:
+        transpose = " Is it n c h w? Use transpose(0, 2, 3, 1)." if len(full) == 4 and full[1] <= MAX_CHANNELS else ""
         raise DataError(
-            f"{name}: must be n h w or n h w c with at most {MAX_CHANNELS} channels; got {x.shape}.{transpose}"
+            f"{name}: must be n h w or n h w c with at most {MAX_CHANNELS} channels; got {full}.{transpose}"
         )
-    return torch.from_numpy(x).permute(0, 3, 1, 2)
+    if n is not None and full[0] != n:
+        who, _, which = name.rpartition(" x_")
+        raise DataError(f"{who}: x_{which} has {full[0]} images, y_{which} has {n} labels; must be equal.")
 
 
 def _labels(y: Array, name: str) -> Int64[Tensor, "n"]:

@@ -18,7 +18,8 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from hardy.data import arrays
-from hardy.data.folder import DAMAGED, SUFFIXES, _identity, decode
+from hardy.data.folder import _identity
+from hardy.data.pictures import DAMAGED, SUFFIXES, decode
 from hardy.errors import DataError, ParameterError, did_you_mean
 
 __all__ = ["CifarC", "ImageNetC", "cifar_c", "corrupted", "imagenet_c"]

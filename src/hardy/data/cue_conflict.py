@@ -20,9 +20,9 @@ from torch import Tensor
 
 from hardy.data.arrays import DAMAGED, to_nchw
 from hardy.data.cue_classes import outputs_of
-from hardy.data.folder import DAMAGED as BAD_IMAGE
-from hardy.data.folder import SUFFIXES, decode
 from hardy.data.load import resize
+from hardy.data.pictures import DAMAGED as BAD_IMAGE
+from hardy.data.pictures import SUFFIXES, decode
 from hardy.data.shapes import conflicting, read_recipe, shapes_size
 from hardy.errors import DataError
 

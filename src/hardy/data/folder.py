@@ -1,30 +1,23 @@
-"""A folder of images, one sub-folder per class; decoded once, by a pool of threads, before anything is trained."""
+"""A folder of images, one sub-folder per class; what is where is listed first, images are read when they are wanted."""
 
 import hashlib
-import struct
-from collections.abc import Sequence
-from concurrent.futures import ThreadPoolExecutor
+import os
+from collections.abc import Mapping
 from pathlib import Path
 
 import numpy as np
-import numpy.typing as npt
 import torch
-from PIL import Image
-from torch import Tensor
 
-from hardy.data.rows import Rows, Split, check_memory
+from hardy.data.pictures import SUFFIXES, FolderReader
+from hardy.data.rows import Rows, Split
 from hardy.errors import DataError
 
-__all__ = ["SUFFIXES", "folder"]
+__all__ = ["class_folders", "folder", "list_parts"]
 
-SUFFIXES = (".jpg", ".jpeg", ".png", ".ppm", ".bmp", ".pgm", ".tif", ".tiff", ".webp")
 TEST_FRACTION = 0.2  # where a folder has no test part
-DAMAGED = (OSError, SyntaxError, ValueError, EOFError, IndexError, struct.error, Image.DecompressionBombError)
-
-Picture = npt.NDArray[np.uint8]
 
 
-def folder(path: Path | None, size: int | None) -> dict[Split, Rows]:
+def folder(path: Path | None, size: int | None, download: bool = False) -> dict[Split, Rows]:
     """Read ``DIR/train/CLASS/*`` and ``DIR/test/CLASS/*`` (or ``DIR/val``), or ``DIR/CLASS/*``.
 
     With both ``test`` and ``val``, ``val`` is the validation part. Without sub-folders for the parts, a fifth of each
@@ -33,91 +26,90 @@ def folder(path: Path | None, size: int | None) -> dict[Split, Rows]:
     of an image is a hash of its path below DIR.
 
     Raises:
-        DataError: no such folder, no images, unreadable images, or too many for the memory.
+        DataError: no such folder, no images, or a folder that cannot be read.
     """
+    del download
     if path is None or not path.is_dir():
         raise DataError(f"data 'folder:{path or ''}': no such folder. Write folder:DIR.")
     name = f"folder:{path}"
     if not any((path / part).is_dir() for part in ("train", "val", "test")):
-        whole = _rows(path, path, _classes(path, name), size, name)
+        whole = _rows(path, path, class_folders(path, name), size, name)
         stay, cut = whole.divide(TEST_FRACTION, seed=0, purpose="test part")
         return {"train": stay, "test": cut}
     roots: dict[Split, Path] = {part: path / part for part in ("train", "val", "test") if (path / part).is_dir()}
     if "test" not in roots and "val" in roots:
         roots["test"] = roots.pop("val")
-    classes = _classes(roots["train"] if "train" in roots else next(iter(roots.values())), name)
+    return list_parts(roots, path, size, name)
+
+
+def list_parts(roots: Mapping[Split, Path], base: Path, size: int | None, name: str) -> dict[Split, Rows]:
+    """List the images of every part; the classes are those of the training part, or of the first there is.
+
+    Raises:
+        DataError: a part without images, with a class that training has not, or that cannot be read.
+    """
+    classes = class_folders(roots["train"] if "train" in roots else next(iter(roots.values())), name)
     for root in roots.values():
-        if unknown := sorted(set(_classes(root, name)) - set(classes)):
+        if unknown := sorted(set(class_folders(root, name)) - set(classes)):
             raise DataError(f"{name}: {root.name} has the class {unknown[0]!r}, which train has not.")
-    return {part: _rows(root, path, classes, size, name) for part, root in roots.items()}
+    return {part: _rows(root, base, classes, size, name) for part, root in roots.items()}
 
 
-def decode(file: Path, size: int | None) -> Picture:
-    """Decode one image to RGB, ``h w 3``; with ``size`` resize its short side to it and cut out the centre."""
-    with Image.open(file) as image:
-        rgb = image.convert("RGB")
-    if size is not None:
-        scale = size / min(rgb.size)
-        w, h = max(size, round(rgb.width * scale)), max(size, round(rgb.height * scale))
-        left, top = (w - size) // 2, (h - size) // 2
-        rgb = rgb.resize((w, h), Image.Resampling.BILINEAR).crop((left, top, left + size, top + size))
-    return np.asarray(rgb, dtype=np.uint8)
+def class_folders(root: Path, name: str) -> tuple[str, ...]:
+    """List the names of the class folders, sorted; hidden ones are none.
 
-
-def _classes(root: Path, name: str) -> tuple[str, ...]:
-    found = tuple(sorted(p.name for p in root.iterdir() if p.is_dir() and not p.name.startswith(".")))
+    Raises:
+        DataError: there is none, or the folder cannot be read.
+    """
+    try:
+        found = tuple(sorted(p.name for p in root.iterdir() if p.is_dir() and not p.name.startswith(".")))
+    except OSError as error:
+        raise DataError(f"{name}: {root} cannot be read ({error.strerror}).") from error
     if not found:
         raise DataError(f"{name}: {root} must have one sub-folder per class; got none.")
     return found
 
 
 def _rows(root: Path, base: Path, classes: tuple[str, ...], size: int | None, name: str) -> Rows:
-    files, labels = [], []
+    files: list[bytes] = []
+    labels: list[int] = []
     for label, each in enumerate(classes):
-        here = sorted(p for p in (root / each).rglob("*") if p.suffix.lower() in SUFFIXES and p.is_file())
+        where = root / each
+        below = where.relative_to(base).as_posix()
+        here = [f"{below}/{file}".encode("utf-8", "surrogateescape") for file in _images(where, name)]
         files += here
         labels += [label] * len(here)
     if not files:
         raise DataError(f"{name}: no images below {root}; known are {', '.join(SUFFIXES)}.")
-    index = torch.tensor([_identity(file.relative_to(base)) for file in files])
-    y = torch.tensor(labels, dtype=torch.int64)
-    return Rows(y, index, classes, name, lambda rows: _read([files[i] for i in rows.tolist()], size, name))
+    index = torch.tensor([_hash(file) for file in files])
+    return Rows(torch.tensor(labels), index, classes, name, FolderReader(base, np.array(files), size, name))
+
+
+def _images(root: Path, name: str) -> list[str]:
+    """List the images below a folder, sorted by the parts of their paths; a link that leads nowhere is one of them."""
+    found, todo = [], [""] if root.is_dir() else []  # a part need not have every class
+    try:
+        while todo:
+            below = todo.pop()
+            with os.scandir(root / below) as entries:
+                for entry in entries:
+                    path = f"{below}{entry.name}"
+                    if entry.is_dir(follow_symlinks=False):
+                        todo.append(f"{path}/")
+                    elif os.path.splitext(path)[1].lower() in SUFFIXES and _is_file(entry):  # noqa: PTH122  (fast)
+                        found.append(path)
+    except OSError as error:
+        raise DataError(f"{name}: {error.filename} cannot be read ({error.strerror}).") from error
+    return sorted(found, key=lambda path: path.split("/"))
+
+
+def _is_file(entry: "os.DirEntry[str]") -> bool:
+    return entry.is_file() or (entry.is_symlink() and not Path(entry.path).exists())
 
 
 def _identity(path: Path) -> int:
-    digest = hashlib.blake2b(path.as_posix().encode("utf-8", "surrogateescape"), digest_size=8).digest()
-    return int.from_bytes(digest, "little", signed=True)
+    return _hash(path.as_posix().encode("utf-8", "surrogateescape"))
 
 
-def _read(files: Sequence[Path], size: int | None, name: str) -> Tensor:
-    """Decode all files to ``n 3 h w``; those that cannot be decoded, or have another size, are named together."""
-    w, h = (size, size) if size is not None else _size(files[0], name)
-    check_memory((len(files), 3, h, w), name)
-    x = np.empty((len(files), 3, h, w), dtype=np.uint8)
-
-    def one(i: int) -> str | None:
-        try:
-            picture = decode(files[i], size)
-        except DAMAGED as error:
-            return f"{files[i]} cannot be read ({error})"
-        if picture.shape != (h, w, 3):
-            return f"{files[i]} is {picture.shape[0]}x{picture.shape[1]}, not {h}x{w}: set size"
-        x[i] = picture.transpose(2, 0, 1)
-        return None
-
-    with ThreadPoolExecutor() as pool:
-        bad = [reason for reason in pool.map(one, range(len(files))) if reason is not None]
-    if bad:
-        more = f"; and {len(bad) - 3} more" if len(bad) > 3 else ""
-        raise DataError(f"{name}: every image must be readable and of one size; {'; '.join(bad[:3])}{more}.")
-    return torch.from_numpy(x)
-
-
-def _size(file: Path, name: str) -> tuple[int, int]:
-    """Read width and height of an image from its header."""
-    try:
-        with Image.open(file) as image:
-            w, h = image.size
-    except DAMAGED as error:
-        raise DataError(f"{name}: every image must be readable; {file} is not ({error}).") from error
-    return w, h
+def _hash(path: bytes) -> int:
+    return int.from_bytes(hashlib.blake2b(path, digest_size=8).digest(), "little", signed=True)

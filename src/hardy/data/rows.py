@@ -1,6 +1,7 @@
 """Labels and identities of images that are not read yet, and the keyed order in which parts are cut off them."""
 
-from collections.abc import Callable
+from abc import ABC, abstractmethod
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Literal
@@ -12,11 +13,45 @@ from torch import Tensor
 from hardy.errors import DataError
 from hardy.seeding import keys, root
 
-__all__ = ["Rows", "Split", "check_labels", "check_memory", "spread_order"]
+__all__ = ["Reader", "Rows", "Split", "check_classes", "check_labels", "check_memory", "spread_order"]
 
 Split = Literal["train", "val", "test"]
 GIB = 2**30
 SHARE = 0.8  # of the free memory, at most, for images
+
+
+class Reader(ABC):
+    """Reads images that are not in memory yet; can be pickled, so that worker processes can have it."""
+
+    @abstractmethod
+    def __call__(self, rows: Int64[Tensor, "m"]) -> Tensor:
+        """Read the images at these positions: uint8, ``m c h w``."""
+
+    def take(self, positions: Int64[Tensor, "m"]) -> "Reader":
+        """Give a reader of the images at these positions."""
+        return Selected(self, positions)
+
+    def streamed(self) -> "Reader | None":
+        """Give a reader of the same images that reads a few of them at the cost of a few; None if there is none."""
+        return self
+
+
+@dataclass(frozen=True, eq=False)
+class Selected(Reader):
+    """The images of another reader at some positions."""
+
+    read: Reader
+    positions: Int64[Tensor, "m"]
+
+    def __call__(self, rows: Int64[Tensor, "k"]) -> Tensor:
+        return self.read(self.positions[rows])
+
+    def take(self, positions: Int64[Tensor, "k"]) -> Reader:
+        return Selected(self.read, self.positions[positions])
+
+    def streamed(self) -> Reader | None:
+        read = self.read.streamed()
+        return None if read is None else Selected(read, self.positions)
 
 
 @dataclass(frozen=True, eq=False)
@@ -28,21 +63,19 @@ class Rows:
         index: One number per image that stays with it in every subset, the source of its randomness.
         class_names: In label order.
         name: The data as the user named it.
-        read: Gives the images at some positions of ``y``: uint8, ``n c h w``.
+        read: Gives the images at some positions of ``y``; of a folder of images a
+            :class:`~hardy.data.pictures.FolderReader`, also after :meth:`take` and :meth:`divide`.
     """
 
     y: Int64[Tensor, "n"]
     index: Int64[Tensor, "n"]
     class_names: tuple[str, ...]
     name: str
-    read: Callable[[Int64[Tensor, "m"]], Tensor]
+    read: Reader
 
     def take(self, positions: Int64[Tensor, "m"]) -> "Rows":
         """Keep the images at these positions."""
-        read = self.read
-        return replace(
-            self, y=self.y[positions], index=self.index[positions], read=lambda chosen: read(positions[chosen])
-        )
+        return replace(self, y=self.y[positions], index=self.index[positions], read=self.read.take(positions))
 
     def divide(self, fraction: float, *, seed: int, purpose: str) -> tuple["Rows", "Rows"]:
         """Cut off ``round(fraction * n)`` rows, each class its share, chosen by keyed hashes of the identities.
@@ -93,6 +126,22 @@ def check_labels(y: Int64[Tensor, "n"], num_classes: int, name: str) -> None:
         raise DataError(
             f"{name}: labels must be in 0 .. {num_classes - 1} ({num_classes} class names); "
             f"got {int(y[row])} at row {row}."
+        )
+
+
+def check_classes(y: Int64[Tensor, "n"], class_names: Sequence[str], who: str) -> None:
+    """Refuse labels among which a class is missing, as training needs all.
+
+    Raises:
+        DataError: the message names the classes without an image.
+    """
+    counts = torch.bincount(y, minlength=len(class_names))
+    empty = [class_names[i] for i in (counts == 0).nonzero().flatten().tolist()]
+    if empty:
+        some = ", ".join(map(repr, empty[:5])) + (f" and {len(empty) - 5} more" if len(empty) > 5 else "")
+        raise DataError(
+            f"{who}: every class must have an image to train on; none for {some}. "
+            f"Add images, raise limit, or drop the class."
         )
 
 

@@ -7,7 +7,6 @@ training and at chance at test. The design is ours; the question is that of Geir
 biased towards texture", ICLR 2019, https://arxiv.org/abs/1811.12231.
 """
 
-from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -17,7 +16,7 @@ from torch import Tensor
 
 from hardy import seeding
 from hardy.data.drawing import SHAPES, TEXTURES, draw
-from hardy.data.rows import Rows, Split, check_memory
+from hardy.data.rows import Reader, Rows, Split, check_memory
 from hardy.errors import DataError, ParameterError, did_you_mean
 
 __all__ = ["ShapesRecipe", "conflicting", "read_recipe", "shapes", "shapes_size"]
@@ -100,7 +99,7 @@ def shapes_size(size: int | None) -> int:
     return side
 
 
-def shapes(path: Path | None, size: int | None) -> dict[Split, Rows]:
+def shapes(path: Path | None, size: int | None, download: bool = False) -> dict[Split, Rows]:
     """Generate ``shapes`` or ``shapes:classes=4,n=2000,n_test=500,correlation=0.9,seed=1`` (:class:`ShapesRecipe`).
 
     RGB, 32 pixels per side, or ``size``. Images are drawn when they are read, each from the hash of its row, so that a
@@ -110,6 +109,7 @@ def shapes(path: Path | None, size: int | None) -> dict[Split, Rows]:
         DataError: options that are not of this form, or a size below 8.
         ParameterError: an option out of range.
     """
+    del download
     name = KIND if path is None else f"{KIND}:{path}"
     recipe, side = read_recipe(name), shapes_size(size)
 
@@ -119,7 +119,7 @@ def shapes(path: Path | None, size: int | None) -> dict[Split, Rows]:
         y = rows % recipe.classes
         tie, other = seeding.uniform(key, 1, (2,)).unbind(dim=1)
         texture = torch.where(tie < correlation, y, (other * recipe.classes).long())
-        return Rows(y, rows, recipe.class_names, name, _reader(y, texture, key, side, name))
+        return Rows(y, rows, recipe.class_names, name, ShapesReader(y, texture, key, side, name))
 
     return {"train": part("train", recipe.n, recipe.correlation), "test": part("test", recipe.n_test, 0.0)}
 
@@ -135,12 +135,19 @@ def conflicting(recipe: ShapesRecipe, n: int, size: int) -> tuple[Tensor, Tensor
     shape = rows % recipe.classes
     step = 1 + (seeding.uniform(key, 1, (1,))[:, 0] * (recipe.classes - 1)).long()
     texture = (shape + step) % recipe.classes
-    return _reader(shape, texture, key, size, KIND)(rows), shape, texture
+    return ShapesReader(shape, texture, key, size, KIND)(rows), shape, texture
 
 
-def _reader(y: Tensor, texture: Tensor, key: Tensor, size: int, name: str) -> Callable[[Int64[Tensor, "m"]], Tensor]:
-    def read(rows: Int64[Tensor, "m"]) -> Tensor:
-        check_memory((len(rows), 3, size, size), name)
-        return draw(y[rows], texture[rows], key[rows], size=size)
+@dataclass(frozen=True, eq=False)
+class ShapesReader(Reader):
+    """Draws images: ``y``, ``texture`` and ``key`` of every row, (n,) int64 each."""
 
-    return read
+    y: Tensor
+    texture: Tensor
+    key: Tensor
+    size: int
+    name: str
+
+    def __call__(self, rows: Int64[Tensor, "m"]) -> Tensor:
+        check_memory((len(rows), 3, self.size, self.size), self.name)
+        return draw(self.y[rows], self.texture[rows], self.key[rows], size=self.size)

@@ -17,6 +17,7 @@ from hardy.attacks.passes import Passes
 from hardy.errors import DataError, ShapeError
 from hardy.evaluation.context import Context
 from hardy.evaluation.material import Attribution
+from hardy.ranks import Rows
 
 __all__ = ["attribution_name", "attributions", "saliency"]
 
@@ -58,14 +59,16 @@ def attributions(context: Context) -> Float[Tensor, "n h w"]:
     """
     ask = context.material.attribution or saliency
     net = context.model if context.material.attribution is not None else context.twin or context.model
-    made = []
+
+    def work(rows: Tensor) -> Rows:
+        x = context.x[rows]
+        given = ask(net, x, context.y[rows])
+        _check(given, x, ask)
+        return {"relevance": given.detach().to(x)}
+
     with untouched(net), torch.inference_mode(False), torch.enable_grad():
-        for rows in torch.split(torch.arange(len(context.x), device=context.x.device), context.batch_size):
-            x = context.x[rows]
-            given = ask(net, x, context.y[rows])
-            _check(given, x, ask)
-            made.append(given.detach().to(x))
-    return torch.cat(made)
+        found = context.share(context.batches(len(context.x)), work)
+    return torch.cat([part["relevance"] for part in found])
 
 
 def attribution_name(attribution: Attribution | None) -> str:

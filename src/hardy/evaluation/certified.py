@@ -22,6 +22,7 @@ from hardy.attacks.precision import full_precision
 from hardy.certificates import certified_radius, largest_radius, margin_bound, votes
 from hardy.errors import AttachError, ParameterError
 from hardy.evaluation.context import RANDOM, Context, Measured, NotMeasured, record
+from hardy.ranks import Rows
 from hardy.results import Axis, Point, Score, mean_score
 
 __all__ = ["ABSTAINED", "BOUND", "CHOICE", "NOISY", "RADIUS", "SELECT", "SERIES", "measure"]
@@ -90,15 +91,24 @@ def _smoothed(context: Context) -> tuple[Bool[Tensor, "n"], Float[Tensor, "n"], 
     """
     budget = context.budget
     how: dict[str, Any] = {"sigma": budget.smoothing_sigma, "batch_size": context.batch_size}
+
+    def asked(index: Tensor, purpose: str, draws: int) -> Tensor:
+        key = context.keys(purpose)
+
+        def work(i: Tensor) -> Rows:
+            return {"votes": votes(context.model, context.x[i], draws=draws, key=key[i], **how)}
+
+        found = context.share([index[i] for i in context.batches(len(index))], work)
+        return torch.cat([part["votes"] for part in found])
+
     with full_precision(context.x.device):
-        first = votes(context.model, context.x, draws=SELECT, key=context.keys("certified:select"), **how)
+        first = asked(torch.arange(len(context.x), device=context.x.device), "certified:select", SELECT)
         own = first.gather(1, context.y[:, None])[:, 0]
         chosen = (first.argmax(dim=1) == context.y) & (own > 0)
         radius = torch.zeros(len(context.x), device=context.x.device)
         rows = chosen.nonzero()[:, 0]
         if len(rows):
-            key = context.keys("certified:estimate")[rows]
-            counts = votes(context.model, context.x[rows], draws=budget.smoothing_draws, key=key, **how)
+            counts = asked(rows, "certified:estimate", budget.smoothing_draws)
             hits = counts.gather(1, context.y[rows, None])[:, 0]
             radius[rows] = certified_radius(
                 hits, sigma=budget.smoothing_sigma, draws=budget.smoothing_draws, alpha=budget.smoothing_alpha

@@ -5,7 +5,7 @@ import functools
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, Literal
+from typing import Any, Literal, TypeVar
 
 import numpy as np
 import torch
@@ -20,8 +20,10 @@ from hardy.attacks.passes import Passes
 from hardy.attacks.state import AnyAttack, ForeignAttack, Stop
 from hardy.evaluation.budget import Budget
 from hardy.evaluation.fingerprint import behaviour_digest, images_digest, weights_digest
-from hardy.evaluation.journal import Journal, joined
+from hardy.evaluation.journal import ROWS, Journal, result_of
 from hardy.evaluation.material import Material
+from hardy.evaluation.pieces import interleaved, pieces
+from hardy.ranks import Ranks, Rows
 from hardy.results import Axis, Point, point
 from hardy.threats import Threat
 
@@ -56,11 +58,12 @@ class AxisProgress:
     robust: float | None = None
 
 
+J = TypeVar("J")
 OnAttack = Callable[[Progress, int | None], None]
 DRAWS = 20  # answers of a random net that are averaged in a gradient, and that vote; as in AutoAttack's suite for such
 OWN = "hardy.attacks."  # whose ``repr`` says all there is to know of an attack
 RANDOM = "the net answers at random"
-PART = 4  # batches of images that an attack works on before they are written down
+FEW = 16  # images that are not worth a division
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -83,7 +86,8 @@ class Context:
         budget: How hard the other axes try.
         material: What some axes need besides.
         seed: Seed of everything random.
-        batch_size: Rows per pass.
+        batch_size: Rows per pass, at most.
+        ranks: The processes that share the work. All must ask the same, in the same order.
         journal: Where finished parts of attacks are kept; None for nowhere.
         on_attack: Called with the progress of an attack and how many images stood before it, if that is known.
         seen: Axes measured so far, by name.
@@ -106,6 +110,7 @@ class Context:
     material: Material = field(default_factory=Material)
     seed: int = 0
     batch_size: int = 128
+    ranks: Ranks = Ranks()  # noqa: RUF009  (frozen)
     journal: Journal | None = None
     on_attack: OnAttack | None = None
     seen: "dict[str, Measured]" = field(default_factory=dict)
@@ -136,16 +141,60 @@ class Context:
         """Give one key per image for this purpose."""
         return seeding.keys(seeding.root(self.seed, purpose), self.rows)
 
+    def alone(self) -> "Context":
+        """Copy the question for this process alone, for use inside a job that is shared as a whole."""
+        return dataclasses.replace(self, ranks=Ranks())
+
     def predict(self, x: Float[Tensor, "n c h w"], model: nn.Module | None = None) -> Int[Tensor, "n"]:
         """Predict classes (-1 for NaN logits), of a random model by a vote of ``draws`` answers; as :meth:`logits`."""
+        return self.predict_made(lambda part: x[part], len(x), model)
+
+    def predict_made(
+        self, make: Callable[[Int[Tensor, "m"]], Float[Tensor, "m c h w"]], n: int, model: nn.Module | None = None
+    ) -> Int[Tensor, "n"]:
+        """Predict the classes of ``n`` images that ``make`` makes, given the places of some; as :meth:`predict`.
+
+        Only some batches are made at a time, and each by one process only.
+        """
         times = self.draws if model is None else 1
-        return torch.stack([predicted(self.logits(x, model)) for _ in range(times)]).mode(dim=0).values
+
+        def vote(part: Tensor, passes: Passes) -> Tensor:
+            x, rows = make(part), torch.arange(len(part), device=part.device)
+            answers = [predicted(passes.logits(x, rows, fixed=True)) for _ in range(times)]
+            return torch.stack(answers).mode(dim=0).values
+
+        return self._asked(vote, n, model)
 
     def logits(self, x: Float[Tensor, "n c h w"], model: nn.Module | None = None) -> Float[Tensor, "n k"]:
         """Give float32 logits in one fixed padded shape; by ``model``, if given."""
-        size = min(self.batch_size, len(x))
-        passes = Passes([model or self.model], size=size, n=len(x), device=x.device)
-        return passes.logits(x, torch.arange(len(x), device=x.device), fixed=True)
+
+        def ask(part: Tensor, passes: Passes) -> Tensor:
+            return passes.logits(x[part], torch.arange(len(part), device=part.device), fixed=True)
+
+        return self._asked(ask, len(x), model)
+
+    def _asked(self, ask: Callable[[Tensor, Passes], Tensor], n: int, model: nn.Module | None) -> Tensor:
+        """Ask a net about ``n`` images, batch by batch."""
+
+        def work(part: Tensor) -> Rows:
+            passes = Passes([model or self.model], size=len(batches[0]), n=len(part), device=part.device)
+            return {"answer": ask(part, passes)}
+
+        batches = self.batches(n)
+        return torch.cat([found["answer"] for found in self.share(batches, work)])
+
+    def batches(self, n: int) -> tuple[Int[Tensor, "_"], ...]:
+        """Cut the places of ``n`` images into batches of one size, but for the last."""
+        size = min(self.batch_size, max(FEW, -(-n // pieces(n, self.batch_size, self.x.device))), max(n, 1))
+        return torch.split(torch.arange(n, device=self.x.device), size)
+
+    def share(self, jobs: Sequence[J], work: Callable[[J], Rows]) -> list[Rows]:
+        """Do jobs, each in one of the processes, and give the answers to all, in order.
+
+        A net that answers at random draws from one generator, so each process does all the jobs; those of an attack,
+        which has one of its own, are shared.
+        """
+        return self.ranks.share(jobs, work, device=self.x.device, split=self.draws == 1)
 
     def attack(
         self,
@@ -166,15 +215,17 @@ class Context:
         threat = self.threat if eps is None else Threat(self.threat.norm, eps)
         stop = "never" if self.draws > 1 else stop
         nets = [source] if isinstance(source, nn.Module) else list(source or ())
-        size = len(index) if self.journal is None else PART * self.batch_size
-        parts: list[AttackResult] = []
-        done = 0
-        for part in torch.split(index, size):
-            report = _Report(self.on_attack, done=done, part=len(part), total=len(index), standing=standing)
-            parts.append(self._part(part, attack_, threat=threat, sources=nets, stop=stop, report=report))
-            done += len(part)
-            standing = None if standing is None else standing - int(parts[-1].success.sum())
-        return joined(parts)
+        parts, order = interleaved(index, pieces(len(index), self.batch_size, index.device))
+        report = _Report(self.on_attack, total=len(index), times=min(self.ranks.size, len(parts)), standing=standing)
+
+        def work(part: Tensor) -> Rows:
+            found = self._part(part, attack_, threat=threat, sources=nets, stop=stop, report=report.on(len(part)))
+            report.over(found)
+            return {name: getattr(found, name) for name in ROWS}
+
+        found = self.ranks.share(parts, work, device=index.device)
+        rows = {name: torch.cat([part[name] for part in found])[order] for name in ROWS}
+        return result_of(rows, attack=name_of(attack_), threat=threat)
 
     def _part(
         self,
@@ -184,7 +235,7 @@ class Context:
         threat: Threat,
         sources: Sequence[nn.Module],
         stop: Stop | None,
-        report: "_Report",
+        report: Callable[[Progress], None],
     ) -> AttackResult:
         """Attack some images, or take the result from the journal. An attack from elsewhere has no name to trust."""
         journal = self.journal if type(attack_).__module__.startswith(OWN) else None
@@ -230,18 +281,33 @@ class Context:
 
 @dataclass
 class _Report:
-    """Turns the progress of an attack on one part of the images, in jobs, into that of the whole, in images."""
+    """Turns the progress of an attack on one piece of the images, in jobs, into that of the whole, in images.
+
+    With several processes the others are taken to be as far as this one: ``times`` as much is done.
+    """
 
     listener: OnAttack | None
-    done: int
-    part: int
     total: int
+    times: int
     standing: int | None = None
+    done: int = 0
 
-    def __call__(self, p: Progress) -> None:
-        if self.listener is not None:
-            done = self.done + (self.part * p.done // p.total if p.total else self.part)
-            self.listener(dataclasses.replace(p, done=done, total=self.total), self.standing)
+    def on(self, part: int) -> Callable[[Progress], None]:
+        """Give what listens to the attack on a piece."""
+
+        def report(p: Progress) -> None:
+            if self.listener is not None:
+                here = self.done + (part * p.done // p.total if p.total else part)
+                whole = dataclasses.replace(p, done=min(self.times * here, self.total), total=self.total)
+                self.listener(dataclasses.replace(whole, broken=self.times * p.broken), self.standing)
+
+        return report
+
+    def over(self, found: AttackResult) -> None:
+        """Note that a piece is finished."""
+        self.done += len(found.success)
+        if self.standing is not None:
+            self.standing -= self.times * int(found.success.sum())
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -10,6 +10,7 @@ one takes errors beyond those on clean images. In percent: the reference net has
 
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
+from functools import partial
 
 import torch
 from jaxtyping import Bool, Float
@@ -23,7 +24,6 @@ from hardy.results import Axis, Point, Score, ScoreKind, mean_score
 
 __all__ = ["check_copies", "check_reference", "measure"]
 
-PART = 4  # batches of images that are corrupted before they are classified, which bounds the memory
 CLEAN = "clean"  # key of the reference's error on clean images
 SAMPLE = 8  # copies per severity that are looked at before anything is computed
 LEAST = 1e-3  # that the reference must lose to a corruption for a ratio of losses to mean something
@@ -124,22 +124,12 @@ def _measure_one(context: Context, name: str, found: _Found) -> None:
     facts: Details = {"family": CORRUPTIONS[name].family, "common": CORRUPTIONS[name].common, **_origin(context)}
     for severity in context.budget.severities:
         label = f"{name} {severity}"
-        parts = [context.predict(_images(context, name, severity, part)) for part in _parts(context)]
-        found.outcomes[label] = torch.cat(parts) == context.y
+        make = partial(_images, context, name, severity)
+        found.outcomes[label] = context.predict_made(make, len(context.x)) == context.y
         right.append(found.outcomes[label])
         passes = {"forward": len(context.x) * context.draws}
         found.points.append(record(label, right[-1], level=float(severity), series=name, passes=passes, details=facts))
     found.means[name] = _mean(right)
-
-
-def _parts(context: Context) -> Iterator[Tensor]:
-    """Cut the images into parts that are all at least one batch, so that all pass the net in one padded shape."""
-    n, size = len(context.x), PART * context.batch_size
-    starts = list(range(0, n, size))
-    if len(starts) > 1 and n - starts[-1] < context.batch_size:
-        del starts[-1]
-    for start, end in zip(starts, [*starts[1:], n], strict=True):
-        yield torch.arange(start, end, device=context.x.device)
 
 
 def _images(context: Context, name: str, severity: int, part: Tensor) -> Float[Tensor, "m c h w"]:

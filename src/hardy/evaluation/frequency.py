@@ -26,6 +26,7 @@ from hardy.attacks.norms import norm_of
 from hardy.attacks.state import Ball
 from hardy.evaluation.context import Context, Measured, NotMeasured, record
 from hardy.evaluation.suite import search
+from hardy.ranks import Rows
 from hardy.results import Axis, Point, mean_score
 
 __all__ = ["ALL", "ATTACK", "CONTROL", "MEAN", "measure"]
@@ -115,16 +116,18 @@ def _controlled(
 
 def _noise(context: Context, spec: BandPGD) -> Float[Tensor, "n c h w"]:
     """Climb a random linear function of the image, its own for every image, as the attack climbs the loss."""
-    keys, made, n = context.keys("band noise"), [], len(context.x)
-    for i in torch.split(torch.arange(n, device=keys.device), context.batch_size):
+    keys = context.keys("band noise")
+
+    def work(i: Tensor) -> Rows:
         x, y, key = context.x[i], context.y[i], keys[i]
         ball = Ball(context.threat.norm, torch.full(y.shape, context.threat.eps, device=x.device))
         state = spec.start(x, Goal(y, y, torch.zeros_like(y, dtype=torch.bool)), ball, key)
         slope = seeding.normal(seeding.fold(key, seeding.root(0, "slope")), 0, x.shape[1:]).repeat(spec.eot, 1, 1, 1)
         while not bool(spec.finished(state).all()):
             state = spec.tell(state, torch.zeros(len(slope), 1, device=x.device), slope)
-        made.append(spec.result(state))
-    return torch.cat(made)
+        return {"x": spec.result(state)}
+
+    return torch.cat([part["x"] for part in context.share(context.batches(len(context.x)), work)])
 
 
 def _point(

@@ -93,20 +93,22 @@ def self_test(context: Context, seen: Seen) -> Check:
         return lacks(code, "white_box")
 
     def find(net: nn.Module, x: Tensor, y: Tensor) -> Bool[Tensor, "m"]:
-        return _found(context, net, x, y)
+        return _found(context.alone(), net, x, y)
 
     if context.twin is not None:
         return verdict(code, "not_run", "the suite goes through a twin, which the re-headed net does not have")
     index = context.correct.nonzero()[:PLANTED, 0]
     if len(index) == 0:
         return verdict(code, "not_run", "no plain image is right")
-    made = run_self_test(
-        context.model,
-        context.x[index],
-        threat=context.threat,
-        key=context.keys("self_test")[index],
-        find=find,
-        batch_size=context.batch_size,
+    made = context.ranks.tell(
+        run_self_test(
+            context.model,
+            context.x[index],
+            threat=context.threat,
+            key=context.keys("self_test")[index],
+            find=find,
+            batch_size=context.batch_size,
+        )
     )
     if made.planted < FEWEST:
         return verdict(

@@ -19,7 +19,7 @@ from hardy.results import UNREADABLE
 from hardy.safefile import write_atomic
 from hardy.threats import Threat
 
-__all__ = ["Journal", "joined"]
+__all__ = ["ROWS", "Journal", "result_of"]
 
 ROWS = (  # fields of an AttackResult with one row per image
     *("x_adv", "success", "margin", "clean_correct"),
@@ -49,7 +49,7 @@ class Journal:
                 rows = {name: torch.from_numpy(file[name]).to(device) for name in ROWS}
         except UNREADABLE:
             return None
-        return _result(rows, attack=attack, threat=threat)
+        return result_of(rows, attack=attack, threat=threat)
 
     def keep(self, facts: Sequence[object], result: AttackResult) -> None:
         """Write a part, whole or not at all."""
@@ -68,14 +68,7 @@ class Journal:
         return self.folder / f"{digest.hexdigest()}.npz"
 
 
-def joined(parts: Sequence[AttackResult]) -> AttackResult:
-    """Join results of one attack on several parts of the images."""
-    if len(parts) == 1:
-        return parts[0]
-    rows = {name: torch.cat([getattr(part, name) for part in parts]) for name in ROWS}
-    return _result(rows, attack=parts[0].attack, threat=parts[0].threat)
-
-
-def _result(rows: dict[str, Tensor], *, attack: str, threat: Threat) -> AttackResult:
+def result_of(rows: dict[str, Tensor], *, attack: str, threat: Threat) -> AttackResult:
+    """Make a result of its rows, the fields in :data:`ROWS`."""
     passes = {"forward": int(rows["forward_passes"].sum()), "backward": int(rows["backward_passes"].sum())}
     return AttackResult(**rows, passes=passes, attack=attack, threat=threat)

@@ -7,7 +7,7 @@ same pattern, scaled, and for salt and pepper nested sets of pixels, so that the
 from collections.abc import Callable
 from functools import partial
 
-from jaxtyping import Float
+from jaxtyping import Float, Int
 from torch import Tensor
 
 from hardy.corruptions.gaussian_noise import gaussian_noise
@@ -23,25 +23,28 @@ STRENGTH = (
     "strength (gaussian: sigma; uniform: largest change; both for pixels in [0, 1]; salt and pepper: share of pixels)"
 )
 
-Noisy = Callable[[float], Float[Tensor, "n c h w"]]
+Noisy = Callable[[float, Int[Tensor, "m"]], Float[Tensor, "m c h w"]]  # (strength, places) -> images
 
 
 def measure(context: Context) -> Measured:
     """Add noise to every image, the same pattern for every strength of a kind, clamped to the box."""
     x, budget = context.x, context.budget
-    gaussian = partial(gaussian_noise, x, key=context.keys("noise"))
-    uniform = partial(uniform_noise, x, key=context.keys("uniform noise"))
-    salted = partial(salt_pepper, x, key=context.keys("salt and pepper"))
+    normal, even, salt = (context.keys(purpose) for purpose in ("noise", "uniform noise", "salt and pepper"))
     kinds: list[tuple[str, str, tuple[float, ...], Noisy]] = [
-        ("gaussian", "sigma", budget.sigmas, lambda sigma: gaussian(sigma=sigma)),
-        ("uniform", "uniform", budget.uniform_widths, lambda width: uniform(width=width)),
-        ("salt and pepper", "salt and pepper", budget.salt_pepper_shares, lambda share: salted(share=share)),
+        ("gaussian", "sigma", budget.sigmas, lambda sigma, i: gaussian_noise(x[i], key=normal[i], sigma=sigma)),
+        ("uniform", "uniform", budget.uniform_widths, lambda width, i: uniform_noise(x[i], key=even[i], width=width)),
+        (
+            "salt and pepper",
+            "salt and pepper",
+            budget.salt_pepper_shares,
+            lambda share, i: salt_pepper(x[i], key=salt[i], share=share),
+        ),
     ]
     outcomes, points = {}, []
     for series, word, levels, noisy in kinds:
         for level in levels:
             label = f"{word} {level:g}"
-            outcomes[label] = context.predict(noisy(level)) == context.y
+            outcomes[label] = context.predict_made(partial(noisy, level), len(x)) == context.y
             passes = {"forward": len(x) * context.draws}
             points.append(record(label, outcomes[label], level=level, series=series, passes=passes))
     axis = Axis(

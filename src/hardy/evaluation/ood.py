@@ -20,6 +20,7 @@ from hardy.errors import DataError, ShapeError
 from hardy.evaluation.context import Context, Measured, NotMeasured
 from hardy.evaluation.features import feature_sites
 from hardy.evaluation.fingerprint import images_digest
+from hardy.ranks import Rows
 from hardy.records import Axis, Score
 from hardy.stats import wilson
 from hardy.surgery import capture
@@ -184,13 +185,15 @@ def _seen(
     context: Context, sites: tuple[str, ...], x: Float[Tensor, "n c h w"]
 ) -> tuple[Float[Tensor, "n d"], Float[Tensor, "n k"]]:
     """Give features (the logits where there are no sites) and logits, both of one pass, batch by batch."""
-    found = []
-    for batch in torch.split(x.to(context.x), context.batch_size):
+
+    def work(places: Tensor) -> Rows:
         with torch.no_grad(), capture(context.model, sites) as held:
-            logits = context.model(batch).float()
+            logits = context.model(x[places.to(x.device)].to(context.x)).float()
         z = [value.flatten(1).float() for value in held.values()]
-        found.append((torch.cat(z, dim=1) if z else logits, logits))
-    return torch.cat([z for z, _ in found]), torch.cat([logits for _, logits in found])
+        return {"features": torch.cat(z, dim=1) if z else logits, "logits": logits}
+
+    found = context.share(context.batches(len(x)), work)
+    return torch.cat([part["features"] for part in found]), torch.cat([part["logits"] for part in found])
 
 
 def _array(values: Tensor) -> Values:

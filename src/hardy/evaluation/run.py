@@ -1,5 +1,6 @@
 """One evaluation: guards, axes, checks, record."""
 
+import contextlib
 import dataclasses
 import time
 from collections.abc import Callable, Sequence
@@ -30,6 +31,7 @@ from hardy.evaluation.pictures import pictures
 from hardy.evaluation.suite import Suite, check_suite, resolve, suite_run
 from hardy.evaluation.verdicts import verdict
 from hardy.evaluation.versus import versus
+from hardy.ranks import Ranks, together
 from hardy.results import Check, Result, Versus
 from hardy.threats import Threat
 
@@ -61,9 +63,14 @@ def evaluate(
     class_names: Sequence[str] = (),
     methods: Sequence[str] = (),
     command: str = "",
+    alone: bool = False,
     on_progress: Callable[[AxisProgress], None] | None = None,
 ) -> Result:
     """Measure a classifier on every axis of robustness, with the reasons to distrust each number.
+
+    Where ``torch.distributed`` has been set up, its processes share the work: all must call this with the same
+    arguments, each with the model and the images on its own device, and all get the same result, to the last bit where
+    they compute alike (same machine type, same number of threads). ``journal`` should then be a folder that all see.
 
     Args:
         model: Returns logits (n, k) for pixels in [0, 1]; in eval mode, which is not switched here.
@@ -96,7 +103,8 @@ def evaluate(
         class_names: For the record; default "0", "1", ...
         methods: For the record.
         command: For the record.
-        on_progress: Called before every axis and as its attacks go on.
+        alone: Work in this process alone, though others are in its job, which need not call this.
+        on_progress: Called before every axis and as its attacks go on; with several processes by the first of them.
 
     Returns:
         The record. Outcomes of every image are under ``"axis/label"``; in ``arrays`` labels, predictions (-1 where the
@@ -108,6 +116,7 @@ def evaluate(
         DataError: pixels outside [0, 1], labels outside the outputs, no images, weights in half precision.
         ShapeError: ``x`` is not n c h w, ``y`` is not (n,), the model does not return (n, k), or ``material`` is of
             another size.
+        RankError: another process of the job has ended, or did not come within ten minutes.
     """
     began = time.perf_counter()
     names = _axis_names(axes)
@@ -121,9 +130,9 @@ def evaluate(
         check_eval(net, "evaluate")
         check_precision(net, "evaluate")
     x, y = images(x, y, device_of(model))
-    progress = _Reporter(on_progress, len(names), len(x))
-    with sealed_rng(x.device, seed):
-        found, num_classes = guards(model, x, y, threat=threat)
+    with contextlib.nullcontext(Ranks()) if alone else together() as ranks, sealed_rng(x.device, seed):
+        progress = _Reporter(on_progress if ranks.rank == 0 else None, len(names), len(x))
+        found, num_classes = ranks.tell(guards(model, x, y, threat=threat))
         if class_names and len(class_names) != num_classes:
             raise ParameterError(f"evaluate: class_names must name all {num_classes} outputs; got {len(class_names)}.")
         draws = DRAWS if any(c.code == "deterministic" and c.status != "pass" for c in found) else 1
@@ -151,6 +160,7 @@ def evaluate(
             material=material,
             seed=seed,
             batch_size=batch_size,
+            ranks=ranks,
             journal=None if journal is None else Journal(Path(journal)),
             on_attack=progress.attack,
         )

@@ -56,7 +56,7 @@ def measure(context: Context) -> Measured | NotMeasured:
     note |= {"shape_bias": MISSING if cue is None else None}
     outcomes, points = {}, []
     for label, series, level, make in _conditions(context, grids):
-        outcomes[label] = context.predict(make()) == context.y
+        outcomes[label] = context.predict_made(make, len(context.x)) == context.y
         details = note if series == SHUFFLE else {}
         passes = {"forward": len(context.x) * context.draws}
         points.append(record(label, outcomes[label], level=level, series=series, passes=passes, details={**details}))
@@ -93,14 +93,19 @@ def check_cue_conflict(cue: CueConflict, image: Float[Tensor, "c h w"], num_clas
 
 def _conditions(
     context: Context, grids: list[int]
-) -> list[tuple[str, str, float, Callable[[], Float[Tensor, "n c h w"]]]]:
-    """List label, series, level and maker of the images of every condition."""
+) -> list[tuple[str, str, float, Callable[[Int[Tensor, "m"]], Float[Tensor, "m c h w"]]]]:
+    """List label, series, level and maker of the images, of which the places are given, of every condition."""
     x, key, cutoffs = context.x, context.keys("patch_shuffle"), context.budget.cutoffs
-    shuffles = [
-        (f"{grid}x{grid}", SHUFFLE, float(grid), partial(patch_shuffle, x, grid=grid, key=key)) for grid in grids
-    ]
-    lows = [(f"{LOW} {cutoff:g}", LOW, cutoff, partial(low_pass, x, cutoff=cutoff)) for cutoff in cutoffs]
-    highs = [(f"{HIGH} {cutoff:g}", HIGH, cutoff, partial(high_pass, x, cutoff=cutoff)) for cutoff in cutoffs]
+
+    def shuffled(grid: int, i: Tensor) -> Tensor:
+        return patch_shuffle(x[i], grid=grid, key=key[i])
+
+    def passed(keep: Callable[..., Tensor], cutoff: float, i: Tensor) -> Tensor:
+        return keep(x[i], cutoff=cutoff)
+
+    shuffles = [(f"{grid}x{grid}", SHUFFLE, float(grid), partial(shuffled, grid)) for grid in grids]
+    lows = [(f"{LOW} {cutoff:g}", LOW, cutoff, partial(passed, low_pass, cutoff)) for cutoff in cutoffs]
+    highs = [(f"{HIGH} {cutoff:g}", HIGH, cutoff, partial(passed, high_pass, cutoff)) for cutoff in cutoffs]
     return [*shuffles, *lows, *highs]
 
 

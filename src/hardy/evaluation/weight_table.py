@@ -9,14 +9,14 @@ that found for untouched inputs, the one that leaves the fewest images right cou
 
 from collections.abc import Iterator, Mapping
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 
 from hardy import seeding
-from hardy.attacks import APGD, PGD, attack
+from hardy.attacks import APGD, PGD
 from hardy.attacks.goal import predicted
 from hardy.errors import AttachError
 from hardy.evaluation.context import Context
@@ -144,7 +144,7 @@ def _search(
     """Search on the images with the smallest keys, in their order, whatever the order of the images."""
     net, budget = context.model if twin is None else twin, context.budget
     chosen = context.keys("weights search").argsort()[:SEARCH]
-    return worst_weights(
+    found = worst_weights(
         net,
         context.x[chosen],
         context.y[chosen],
@@ -157,6 +157,14 @@ def _search(
         start=start,
         batch_size=context.batch_size,
     )
+    return _agreed(context, found)
+
+
+def _agreed(context: Context, found: WorstWeights) -> WorstWeights:
+    """Take what rank 0 found: all search alike, but sums on an accelerator may differ in the last bit."""
+    own = {"x": found.x, "loss": found.loss, **{f"delta {name}": delta for name, delta in found.deltas.items()}}
+    (told,) = context.ranks.share([own], dict, device=found.x.device, split=False)
+    return replace(found, x=told["x"], loss=told["loss"], deltas={name: told[f"delta {name}"] for name in found.deltas})
 
 
 def _judge(
@@ -194,19 +202,9 @@ def _attack(
     Of a random net the gradients are averaged over its draws.
     """
     sure, y, steps = context.draws == 1, context.y[index], context.budget.weight_input_steps
-    found = attack(
-        context.model,
-        context.x[index],
-        y,
-        PGD(steps=steps) if sure else APGD(steps=steps, eot=context.draws),
-        threat=threat,
-        rows=context.rows[index],
-        seed=context.seed,
-        batch_size=context.batch_size,
-        sources=None if source is None else [source],
-        stop="first_success" if sure else "never",
-        skip_wrong=sure,
-    )
+    asking = replace(context, threat=threat, journal=None, on_attack=None)
+    spec = PGD(steps=steps) if sure else APGD(steps=steps, eot=context.draws)
+    found = asking.attack(spec, index=index, source=source, stop="first_success")
     for kind, count in found.passes.items():
         passes[kind] += count
     if sure:

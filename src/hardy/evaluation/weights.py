@@ -29,6 +29,7 @@ from hardy.evaluation.context import Context, Measured, NotMeasured, record
 from hardy.evaluation.weight_noise import analogue_noise, flip_bits, prune_random, prune_smallest, quantise
 from hardy.evaluation.weight_table import WORST, Answer, answers, cost, worst_case, worst_label
 from hardy.perturbed import WeightBall, Weights, added, perturbable, perturbed_weights
+from hardy.ranks import Rows
 from hardy.results import Axis, mean_score
 
 __all__ = ["PATTERNS", "RANDOM", "WORST", "measure"]
@@ -141,12 +142,18 @@ def _spread(
     context: Context, patterns: int, change: Callable[[int], Weights]
 ) -> tuple[Bool[Tensor, "n"], Float[Tensor, "n"]]:
     """Ask about every image under one of several patterns; ``change`` makes the weights of one from its root."""
-    right, loss = torch.zeros_like(context.correct), torch.zeros(len(context.x), device=context.x.device)
     met = context.keys("weights patterns") % patterns
-    for pattern in range(patterns):
+    asking = context if patterns == 1 else context.alone()
+
+    def work(pattern: int) -> Rows:
         index = (met == pattern).nonzero()[:, 0]
-        if len(index):
-            root = seeding.root(context.seed, f"weights pattern {pattern}")
-            with perturbed_weights(context.model, change(root)):
-                right[index], loss[index] = answers(context, index)
+        if len(index) == 0:
+            return {"index": index, "right": index.bool(), "loss": index.float()}
+        with perturbed_weights(context.model, change(seeding.root(context.seed, f"weights pattern {pattern}"))):
+            right, loss = answers(asking, index)
+        return {"index": index, "right": right, "loss": loss}
+
+    found = [work(0)] if patterns == 1 else context.share(range(patterns), work)
+    order = torch.cat([part["index"] for part in found]).argsort()
+    right, loss = (torch.cat([part[name] for part in found])[order] for name in ("right", "loss"))
     return right, loss

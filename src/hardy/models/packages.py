@@ -1,5 +1,6 @@
 """Nets, published weights and normalisation of timm and torchvision. Their names are checked before they come here."""
 
+import logging
 from collections.abc import Mapping
 from typing import Any
 
@@ -9,6 +10,8 @@ from torch import nn
 from hardy.errors import ParameterError
 
 __all__ = ["Native", "Stats", "timm_native", "timm_net", "torchvision_native", "torchvision_net", "torchvision_state"]
+
+log = logging.getLogger(__name__)
 
 Stats = tuple[tuple[float, ...], tuple[float, ...]]
 Native = tuple[Stats | None, int | None]  # mean and std, height and width
@@ -28,6 +31,9 @@ def timm_net(name: str, in_channels: int, args: Mapping[str, Any], *, download: 
         if download:
             raise _no_download(f"timm:{name}", error) from error
         raise
+    published, own = (getattr(net, "pretrained_cfg", None) or {}).get("num_classes"), getattr(net, "num_classes", None)
+    if download and published not in {None, own}:
+        log.warning("timm:%s: %d classes, the net has %d: new, untrained head", name, published, own)
     return net
 
 

@@ -1,6 +1,7 @@
 """Training: recipe in, run folder out."""
 
 from hardy.training.build import build_model, load_training_data
+from hardy.training.finetune import class_weights
 from hardy.training.folder import Progress, RunFolder
 from hardy.training.loop import Run, train
 from hardy.training.recipe import (
@@ -24,6 +25,7 @@ __all__ = [
     "TrainRecipe",
     "build_methods",
     "build_model",
+    "class_weights",
     "load_recipe",
     "load_training_data",
     "train",

@@ -7,37 +7,51 @@ import torch
 from torch import Tensor, nn
 
 from hardy import io, models, surgery
-from hardy.data import ArrayData, load_data
+from hardy.data import ArrayData, StreamData, open_data
+from hardy.data.augment import check_augment
 from hardy.errors import ConfigError, DataError, ParameterError
 from hardy.methods import Method
+from hardy.training.ranks import TrainingRanks
 from hardy.training.recipe import DataRecipe, ModelRecipe, Recipe, TrainRecipe, method_table
 
-__all__ = ["build_model", "check_size", "describe", "load_training_data"]
+__all__ = ["Data", "build_in_turn", "build_model", "check_data", "check_size", "describe", "load_training_data"]
+
+Data = ArrayData | StreamData
 
 
-def load_training_data(recipe: Recipe) -> tuple[ArrayData, ArrayData | None]:
-    """Load the training and validation images of a recipe.
+def load_training_data(recipe: Recipe) -> tuple[ArrayData | StreamData, ArrayData | StreamData | None]:
+    """Open the training and validation images of a recipe, in memory or on the disk.
 
     Raises:
         DataError: missing or unreadable.
     """
     d = recipe.data
-    load = partial(load_data, d.name, size=d.size, seed=recipe.seed, val_fraction=d.val_fraction)
-    data = load(split="train", limit=d.limit)
-    return data, load(split="val", limit=None) if d.val_fraction > 0 else None
+    load = partial(
+        open_data,
+        d.name,
+        size=d.size,
+        seed=recipe.seed,
+        val_fraction=d.val_fraction,
+        stream=d.stream,
+        workers=d.workers,
+        download=d.download,
+        skip_bad=d.skip_bad,
+    )
+    data = load(split="train", limit=d.limit, augment=d.augment)
+    return data, load(split="val") if d.val_fraction > 0 else None
 
 
-def build_model(recipe: Recipe, data: ArrayData) -> models.Classifier:
+def build_model(recipe: Recipe, data: ArrayData | StreamData) -> models.Classifier:
     """Build the net of a recipe for the classes and channels of the data."""
     m = recipe.model
     model = io.load_model(
         m.name,
         num_classes=len(data.class_names),
-        in_channels=data.x.shape[1],
+        in_channels=data.shape[0],
         pretrained=m.pretrained,
         mean=m.mean,
         std=m.std,
-        input_size=data.x.shape[2],
+        input_size=data.shape[1],
         args=m.args,
         seed=recipe.seed,
     )
@@ -47,7 +61,38 @@ def build_model(recipe: Recipe, data: ArrayData) -> models.Classifier:
     return model
 
 
-def check_size(model: nn.Module, data: ArrayData, device: torch.device) -> None:
+def build_in_turn(recipe: Recipe, ranks: TrainingRanks) -> tuple[Data, Data | None, models.Classifier]:
+    """Load the images and build the net; the first process of a machine downloads what has to be, before the others.
+
+    Raises:
+        HardyError: as :func:`load_training_data` and :func:`build_model`, in any process.
+    """
+    for turn in (True, False):
+        with ranks.agree():
+            if ranks.first_here is turn:
+                data, val_data = load_training_data(recipe)
+                model = build_model(recipe, data)
+    return data, val_data, model
+
+
+def check_data(recipe: Recipe, data: Data, val_data: Data | None) -> None:
+    """Check that the images are such that a training can begin.
+
+    Raises:
+        ParameterError: the best epoch is wanted, without validation images.
+        DataError: fewer than 2 classes or images.
+    """
+    if recipe.train.select == "best" and val_data is None:
+        raise ParameterError(
+            'train: select = "best" needs validation images; got none. Set val_fraction or val_data, or "last".'
+        )
+    if data.num_classes < 2:
+        raise DataError(f"train: at least 2 classes are needed; {data.name} has {data.num_classes}.")
+    if len(data) < 2:
+        raise DataError(f"train: at least 2 training images are needed; got {len(data)}.")
+
+
+def check_size(model: nn.Module, data: ArrayData | StreamData, device: torch.device) -> None:
     """Run one image through the net, in eval mode and without a trace, before anything is written.
 
     Raises:
@@ -71,7 +116,7 @@ def check_size(model: nn.Module, data: ArrayData, device: torch.device) -> None:
 
 def describe(
     model: nn.Module,
-    data: ArrayData,
+    data: ArrayData | StreamData,
     methods: Sequence[Method],
     options: TrainRecipe,
     *,
@@ -79,8 +124,7 @@ def describe(
     seed: int | None,
 ) -> Recipe:
     """Write down a call with plain objects as a recipe, for the run folder."""
-    if unknown := set(augment) - {"crop", "flip"}:
-        raise ParameterError(f"train: augment must be of crop, flip; got {min(unknown)!r}.")
+    check_augment(augment)
     name = (
         f"{model.source.builder}:{model.source.name}" if isinstance(model, models.Classifier) else type(model).__name__
     )

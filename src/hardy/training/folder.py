@@ -2,8 +2,9 @@
 
 import json
 import logging
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+import os
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -14,10 +15,22 @@ from torch import Tensor
 from hardy.config import build, read_toml
 from hardy.environment import environment
 from hardy.errors import DataError, TrainingError
-from hardy.safefile import read_header, read_tensors, write_json, write_tensors, write_text
+from hardy.locks import locked
+from hardy.safefile import (
+    check_writable,
+    make_folder,
+    read_header,
+    read_tensors,
+    sweep,
+    write_json,
+    write_tensors,
+    write_text,
+)
 from hardy.training.recipe import EvaluateRecipe, Recipe
 
 __all__ = ["Progress", "Row", "RunFolder", "flatten_optimizer", "restore_optimizer"]
+
+log = logging.getLogger(__name__)
 
 Row = dict[str, int | float]  # what metrics.jsonl holds for an epoch
 
@@ -56,8 +69,43 @@ class RunFolder:
         self.checkpoint_file = self.path / "checkpoints" / "last.safetensors"
         self.model_file = self.path / "model.safetensors"
         self.result_file = self.path / "result.json"
+        self.early = _Early()
 
-    def open(self, recipe: Recipe, *, resume: bool, device: str) -> None:
+    def check_writable(self) -> None:
+        """Find out before any work whether files can be written here; nothing is left behind.
+
+        Raises:
+            DataError: they cannot.
+        """
+        check_writable(self.recipe_file)
+
+    @contextmanager
+    def at_work(self, recipe: Recipe, *, resume: bool, device: str, job: str | None = None) -> Iterator[None]:
+        """Start or continue a run here, keep other processes out, and write the log.
+
+        Args:
+            recipe: What decides the run.
+            resume: Whether a run may be here.
+            device: For ``env.json``.
+            job: Likewise: the job of several processes that writes here, for :meth:`belongs_to`.
+
+        Raises:
+            TrainingError: as :meth:`open`, or another process works here.
+            DataError: it cannot be written.
+        """
+        make_folder(self.path)
+        with locked(self.path, TrainingError):
+            for folder in (self.path, self.checkpoint_file.parent):
+                sweep(folder)
+            self.open(recipe, resume=resume, device=device, job=job)
+            try:
+                with self.logging():
+                    yield
+            except DataError as error:
+                kept = "The last checkpoint is kept" if self.checkpoint_file.exists() else "No epoch is finished yet"
+                raise DataError(f"{error} {kept}: go on with --resume.") from error
+
+    def open(self, recipe: Recipe, *, resume: bool, device: str, job: str | None = None) -> None:
         """Start or continue a run here.
 
         Raises:
@@ -73,24 +121,67 @@ class RunFolder:
                 raise TrainingError(
                     f"{self.path}: its recipe.toml is not the recipe given. Resume with that one or take another --out."
                 )
+        facts = environment(device)
+        more = {} if job is None else {"job": job, "process": str(os.getpid())}
+        write_json(self.env_file, facts | more)  # before the recipe: a run without knows its job
         write_text(self.recipe_file, recipe.to_toml())
-        write_json(self.env_file, environment(device))
+
+    def belongs_to(self, job: str | None) -> bool:
+        """Tell whether another process of this job wrote here: one that has died, as this one is in its place."""
+        if job is None or not self.env_file.exists():
+            return False
+        try:
+            facts = json.loads(self.env_file.read_text(encoding="utf-8"))
+            return bool(facts.get("job") == job and facts.get("process") != str(os.getpid()))
+        except ValueError as error:
+            raise DataError(f"{self.env_file}: not JSON ({error}).") from error
+
+    @contextmanager
+    def listening(self) -> Iterator[None]:
+        """Keep what the ``hardy`` loggers say in the block, before there is a folder, for ``log.txt``."""
+        logger = logging.getLogger("hardy")
+        logger.addHandler(self.early)
+        try:
+            yield
+        finally:
+            logger.removeHandler(self.early)
 
     @contextmanager
     def logging(self) -> Iterator[None]:
-        """Write what the ``hardy`` loggers say in the block to ``log.txt``, appending."""
+        """Write what the ``hardy`` loggers say in the block to ``log.txt``, appending; what does not fit is lost."""
         logger = logging.getLogger("hardy")
         level = logger.level
-        handler = logging.FileHandler(self.path / "log.txt", encoding="utf-8")
+        handler = _Log(self.path / "log.txt", encoding="utf-8", delay=True)
         handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(message)s"))
         logger.addHandler(handler)
         logger.setLevel(min(level or logging.INFO, logging.INFO))
+        while self.early.records:
+            handler.handle(self.early.records.pop(0))
         try:
             yield
         finally:
             logger.setLevel(level)
             logger.removeHandler(handler)
-            handler.close()
+            with suppress(OSError):  # of a full disk, again
+                handler.close()
+
+    def note_skipped(self, lines: Sequence[str], *, resume: bool) -> None:
+        """Write ``skipped.txt``: a line about every image that was left out, if any was.
+
+        Raises:
+            TrainingError: the run that is resumed left out others, so that it would go on with other images.
+        """
+        file = self.path / "skipped.txt"
+        before = file.read_text(encoding="utf-8").splitlines() if file.exists() else []
+        now = [line if line.isprintable() else repr(line) for line in lines]
+        if resume and self.checkpoint_file.exists() and list(map(_path, before)) != list(map(_path, now)):
+            raise TrainingError(
+                f"{file}: a resumed run must have the same images; {len(before)} were left out then, {len(now)} now, "
+                "or others. Put the files back as they were, or take another --out."
+            )
+        if now:
+            write_text(file, "".join(f"{line}\n" for line in now))
+            log.warning("left out %d images that cannot be read: see %s", len(now), file.name)
 
     def rows(self) -> list[Row]:
         """Read the metrics, one row an epoch.
@@ -128,9 +219,40 @@ class RunFolder:
         return read_tensors(self.checkpoint_file), facts
 
 
+class _Early(logging.Handler):
+    """Keeps records, and shows warnings where they would have been shown without it."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.records: list[logging.LogRecord] = []
+
+    def emit(self, record: logging.LogRecord) -> None:
+        self.records.append(record)
+        others = {*logging.getLogger("hardy").handlers, *logging.root.handlers} - {self}
+        if not others and logging.lastResort is not None and record.levelno >= logging.lastResort.level:
+            logging.lastResort.handle(record)
+
+
+class _Log(logging.FileHandler):
+    """Stays silent where it cannot write: a full disk stops the run where it writes what counts, and says so there."""
+
+    def emit(self, record: logging.LogRecord) -> None:
+        with suppress(OSError):
+            super().emit(record)
+
+    def handleError(self, record: logging.LogRecord) -> None:  # noqa: N802  (a name of logging's)
+        pass
+
+
+def _path(line: str) -> str:
+    """Give the path in a line of ``skipped.txt``; the reason behind it is worded by the decoder."""
+    return line.partition(" cannot be read ")[0]
+
+
 def _training_part(recipe: Recipe) -> str:
-    """Write down what decides the weights; what is evaluated afterwards does not."""
-    return replace(recipe, evaluate=EvaluateRecipe()).to_toml()
+    """Write down what decides the weights: not evaluation, worker processes, downloads, or when it is saved."""
+    data = replace(recipe.data, workers="auto", download=False)
+    return replace(recipe, evaluate=EvaluateRecipe(), data=data, train=replace(recipe.train, save_every=None)).to_toml()
 
 
 def flatten_optimizer(optimizer: torch.optim.Optimizer) -> dict[str, Tensor]:

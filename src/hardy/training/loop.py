@@ -3,25 +3,28 @@
 import logging
 import time
 from collections.abc import Callable, Sequence
+from contextlib import ExitStack, closing
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import Any, cast
 
 import torch
-from lightning_fabric import Fabric
 from torch import Tensor, nn
 
-from hardy import io, surgery
-from hardy.data import ArrayData, Batches
-from hardy.errors import DataError, ParameterError
+from hardy import io, seeding, surgery
+from hardy.data import make_batches, named_worker_errors
+from hardy.errors import ParameterError
 from hardy.methods import Method
 from hardy.objective import Objective
-from hardy.training.build import build_model, check_size, describe, load_training_data
-from hardy.training.folder import Progress, Row, RunFolder, flatten_optimizer, restore_optimizer
-from hardy.training.loggers import make_loggers
-from hardy.training.optim import Average, learning_rate, make_optimizer
+from hardy.training.build import Data, build_in_turn, check_data, check_size, describe
+from hardy.training.finetune import FineTuning, class_weights
+from hardy.training.folder import Progress, Row, RunFolder
+from hardy.training.loggers import Loggers, make_loggers
+from hardy.training.optim import Average, learning_rate, make_optimizer, set_learning_rate
+from hardy.training.ranks import TrainingRanks, job
 from hardy.training.recipe import Recipe, TrainRecipe, build_methods, load_recipe, method_table
+from hardy.training.state import State, Tally
 from hardy.training.watch import Watch
 
 __all__ = ["Run", "train"]
@@ -55,14 +58,14 @@ class Run:
 
 def train(
     what: nn.Module | Recipe | str | Path,
-    data: ArrayData | None = None,
+    data: Data | None = None,
     *,
     out: str | Path | None = None,
     methods: Sequence[Method] = (),
     epochs: int | None = None,
     options: TrainRecipe | None = None,
     augment: tuple[str, ...] = ("crop", "flip"),
-    val_data: ArrayData | None = None,
+    val_data: Data | None = None,
     seed: int | None = None,
     device: str = "auto",
     resume: bool = False,
@@ -74,6 +77,9 @@ def train(
     ``train("recipe.toml", out=...)`` builds everything from the recipe. ``train(model, data, methods=[...], epochs=10,
     out=...)`` takes plain objects; the model is trained in place; what is live at test time stays attached.
 
+    Called in every process that ``torchrun`` or ``fabric run`` starts, it trains one net over all of them: each takes
+    its share of every batch, and rank 0 writes the files (docs/devices.md).
+
     Args:
         what: A recipe, its TOML file, or a plain model.
         data: Training images, with a model.
@@ -81,36 +87,32 @@ def train(
         methods: What to attach, with a model.
         epochs: Overrides ``options.epochs``.
         options: How to train, with a model.
-        augment: "crop", "flip", with a model.
+        augment: Of "crop", "resized_crop", "flip", with a model.
         val_data: Images for validation, with a model; none: no validation.
         seed: Overrides the seed of a recipe; 0 with a model.
         device: "auto", "cpu", "cuda".
-        resume: Go on with the run in ``out`` from its last whole epoch; the weights come out as if never stopped.
+        resume: Go on with the run in ``out`` from its last checkpoint; the weights come out as if never stopped. In
+            processes that ``torchrun`` has restarted this happens by itself.
         overrides: ``key.sub=value`` texts, with a TOML file.
-        on_progress: Called after every step; on a GPU after every 20th, and at the end of an epoch.
+        on_progress: Called after every step; on a GPU after every 20th, and at the end of an epoch. In rank 0 only.
 
     Raises:
         ConfigError: the recipe is wrong.
         DataError: the images are missing or do not fit the net.
         TrainingError: a loss is not finite (the message names step and culprit), or ``out`` holds another run.
+        RankError: another process of several has died.
     """
     if out is None:
         if not isinstance(what, str | Path):
             raise ParameterError("train: out, the run folder, must be given with a model or a Recipe; got none.")
         out = Path("runs") / Path(what).stem
+    folder = RunFolder(out)
     if isinstance(what, nn.Module):
         if data is None:
             raise ParameterError("train: with a model, training data must be given; got none. Pass an ArrayData.")
         options = options or TrainRecipe()
-        recipe = describe(
-            what,
-            data,
-            methods,
-            options if epochs is None else replace(options, epochs=epochs),
-            augment=augment,
-            seed=seed,
-        )
-        model = what
+        options = options if epochs is None else replace(options, epochs=epochs)
+        recipe = describe(what, data, methods, options, augment=augment, seed=seed)
     else:
         if data is not None or methods or options is not None:
             raise ParameterError(
@@ -121,19 +123,28 @@ def train(
         recipe = recipe if epochs is None else replace(recipe, train=replace(recipe.train, epochs=epochs))
         methods = build_methods(recipe.methods)
         recipe = replace(recipe, methods=tuple(map(method_table, methods)))  # with all defaults, for the run folder
-        data, val_data = load_training_data(recipe)
-        model = build_model(recipe, data)
-    job = _Job(
-        recipe,
-        model,
-        data,
-        val_data=val_data,
-        methods=methods,
-        folder=RunFolder(out),
-        device=device,
-        on_progress=on_progress,
-    )
-    return job.run(resume=resume)
+    device = ("cuda" if torch.cuda.is_available() else "cpu") if device == "auto" else device
+    ranks = TrainingRanks(device, precision=recipe.train.precision)
+    with ranks.together():
+        with ranks.agree():
+            folder.check_writable()
+        if isinstance(what, nn.Module):
+            model = what
+        else:
+            with folder.listening():
+                data, val_data, model = build_in_turn(recipe, ranks)
+        task = _Job(
+            recipe,
+            model,
+            cast("Data", data),
+            val_data=val_data,
+            methods=methods,
+            folder=folder,
+            device=device,
+            ranks=ranks,
+            on_progress=on_progress,
+        )
+        return task.run(resume=resume)
 
 
 class _Job:
@@ -143,122 +154,133 @@ class _Job:
         self,
         recipe: Recipe,
         model: nn.Module,
-        data: ArrayData,
+        data: Data,
         *,
-        val_data: ArrayData | None,
+        val_data: Data | None,
         methods: Sequence[Method],
         folder: RunFolder,
         device: str,
+        ranks: TrainingRanks,
         on_progress: OnProgress | None,
     ) -> None:
-        t = recipe.train
-        self.recipe, self.model, self.folder, self.on_progress = recipe, model, folder, on_progress
-        self.device = ("cuda" if torch.cuda.is_available() else "cpu") if device == "auto" else device
-        if t.select == "best" and val_data is None:
-            raise ParameterError(
-                'train: select = "best" needs validation images; got none. Set val_fraction or val_data, or "last".'
-            )
-        if data.num_classes < 2:
-            raise DataError(f"train: at least 2 classes are needed; {data.name} has {data.num_classes}.")
-        if len(data.x) < 2:
-            raise DataError(f"train: at least 2 training images are needed; got {len(data.x)}.")
-        self.fabric = Fabric(
-            accelerator=self.device.partition(":")[0],
-            devices=1,
-            precision=t.precision,
-            loggers=make_loggers(t.loggers, folder.path, recipe),
-        )
-        device_ = self.fabric.device
-        layout = torch.channels_last if t.channels_last else torch.contiguous_format
-        model.to(device_, memory_format=layout)  # type: ignore[call-overload]  # memory_format
-        self.methods = methods
-        check_size(model, data, device_)
-        self.attached = surgery.attach(
-            model, methods, example=data.subset(torch.tensor([0])).images().to(device_), seed=recipe.seed
-        )
+        self.recipe, self.model, self.folder, self.device, self.ranks = recipe, model, folder, device, ranks
+        self.data, self.val_data, self.methods = data, val_data, methods
+        self.batch_size = min(recipe.train.batch_size, len(data))  # of every step, over all processes
+        self.on_progress = on_progress if ranks.first else None
+        self.attached = surgery.Attachments()
         try:
-            self.objective = Objective(model, self.attached, seed=recipe.seed)
-            self.optimizer = make_optimizer(model, t)
-            self.batches = Batches(
-                data,
-                batch_size=min(t.batch_size, len(data)),
-                seed=recipe.seed,
-                augment=recipe.data.augment,
-                device=device_,
-                channels_last=t.channels_last,
-            )
+            with ranks.agree():
+                check_data(recipe, data, val_data)
+                self._prepare()
+            ranks.same_(model)
         except BaseException:
             self.attached.detach()
             raise
-        self.val_data = val_data
-        self.average = Average(model, t.ema) if t.ema is not None else None
-        self.best: dict[str, Tensor] | None = None
-        self.best_accuracy, self.best_epoch = -1.0, 0
-        self.rows: list[Row] = []
-        self.step = 0
+        t = recipe.train
+        average = Average(model, t.ema) if t.ema is not None else None
+        self.state = State(model, self.optimizer, self.attached, average)
+
+    def _prepare(self) -> None:
+        """Put everything together; nothing of it talks to other processes."""
+        recipe, t, model, data, device = self.recipe, self.recipe.train, self.model, self.data, self.ranks.device
+        self.loggers = Loggers(make_loggers(t.loggers, self.folder.path, recipe) if self.ranks.first else ())
+        layout = torch.channels_last if t.channels_last else torch.contiguous_format
+        model.to(device, memory_format=layout)  # type: ignore[call-overload]  # memory_format
+        check_size(model, data, device)
+        example = data.subset(torch.tensor([0])).images().to(device)
+        weights = class_weights(t.class_weights, data.y, data.class_names)
+        self.tuning = FineTuning(model, t, example)
+        self.attached = surgery.attach(model, self.methods, example=example, seed=recipe.seed)
+        self.objective = Objective(model, self.attached, seed=recipe.seed, class_weights=weights)
+        self.optimizer = make_optimizer(model, t, self.tuning.factors)
+        self.batches = make_batches(
+            data,
+            batch_size=self.batch_size,
+            seed=recipe.seed,
+            augment=recipe.data.augment,
+            device=device,
+            channels_last=t.channels_last,
+            rank=self.ranks.rank,
+            ranks=self.ranks.size,
+        )
 
     def run(self, *, resume: bool) -> Run:
+        cuda = [self.ranks.device] if self.ranks.device.type == "cuda" else []
         try:
-            self.folder.open(self.recipe, resume=resume, device=self.device)
-            with self.folder.logging():
-                self._work(resume=resume)
+            with ExitStack() as stack:
+                with self.ranks.agree():
+                    if self.ranks.first:
+                        resume = resume or self.folder.belongs_to(job())
+                        work = self.folder.at_work(self.recipe, resume=resume, device=self.device, job=job())
+                        stack.enter_context(work)
+                        skipped = sum((part.skipped for part in (self.data, self.val_data) if part is not None), ())
+                        self.folder.note_skipped(skipped, resume=resume)
+                stack.enter_context(torch.random.fork_rng(cuda))
+                stack.enter_context(named_worker_errors())
+                stack.enter_context(closing(self.batches))
+                self._work(resume=self.ranks.tell(resume))
         except BaseException:
             self.attached.detach()
             raise
         finally:
-            for logger in self.fabric.loggers:
-                logger.finalize("done")
-        return Run(self.folder.path, self.model, self.recipe, self.rows)
+            self.tuning.end()
+            self.loggers.close()
+        return Run(self.folder.path, self.model, self.recipe, self.state.rows)
 
     def _work(self, *, resume: bool) -> None:
-        first = self._restore() if resume else 0
+        if resume:
+            self._restore()
+        if self.ranks.size > 1:
+            log.info("%r share each batch of %d images", self.ranks, self.batch_size)
         for attachment in self.attached:
             log.info("%r at %s", attachment.insert.spec, ", ".join(attachment.sites) or "the batch")
             for note in attachment.notes:
                 log.info("%s: %s", attachment.name, note)
-        forward, optimizer = self.fabric.setup(self._compiled(), self.optimizer)
-        for epoch in range(first, self.recipe.train.epochs):
-            self._epoch(epoch, forward, optimizer)
+        for note in self.tuning.notes():
+            log.info("%s", note)
+        with self.ranks.norms(self.model):
+            objective = torch.compile(self.objective) if self.recipe.train.compile else self.objective
+            forward, optimizer = self.ranks.fabric.setup(cast("nn.Module", objective), self.optimizer)
+            for epoch in range(len(self.state.rows), self.recipe.train.epochs):
+                self._epoch(epoch, forward, optimizer)
         self._finish()
 
-    def _compiled(self) -> nn.Module:
-        return cast("nn.Module", torch.compile(self.objective)) if self.recipe.train.compile else self.objective
-
     def _epoch(self, epoch: int, forward: Any, optimizer: Any) -> None:
-        t, began = self.recipe.train, time.perf_counter()
-        per_epoch = len(self.batches)
-        sums: dict[str, Tensor] = {}
+        """Train for an epoch, or for the rest of one, and write what came out."""
+        t, state = self.recipe.train, self.state
+        per_epoch, tally, lr = len(self.batches), state.tally, 0.0
+        began = time.perf_counter() - tally.seconds
         watch = Watch(self.model, self.device)
-        right = torch.zeros((), dtype=torch.int64, device=self.fabric.device)
-        seen, lr = 0, 0.0
         forward.train()
-        for x, y, key in self.batches.epoch(epoch):
-            lr = learning_rate(self.step, per_epoch, t)
-            for group in optimizer.param_groups:
-                group["lr"] = lr
+        self.tuning.begin(epoch)
+        for x, y, key in self.batches.epoch(epoch, start=state.step - epoch * per_epoch):
+            lr = learning_rate(state.step, per_epoch, t)
+            set_learning_rate(optimizer, lr)
+            # what the net itself draws, its own dropout say, is drawn again by a resumed run
+            torch.manual_seed(seeding.root(self.recipe.seed, f"layers:{state.step}:{self.ranks.rank}"))
             logits, losses = self._update(forward, optimizer, x, y, key)
-            watch.look(self.step, losses, x)
-            if self.average is not None:
-                self.average.update(self.model)
-            for name, value in losses.items():
-                sums[name] = sums[name] + value * len(x) if name in sums else value * len(x)
-            right += (logits.argmax(1) == y).sum()
-            seen += len(x)
-            self.step += 1
-            if self.step % per_epoch and (self.device == "cpu" or self.step % TELL_EVERY == 0):
+            right = (logits.argmax(1) == y).sum()
+            losses, right = self.ranks.pooled(losses, right, here=len(x), everywhere=self.batch_size)
+            watch.look(state.step, losses, x)
+            if state.average is not None:
+                state.average.update(self.model)
+            tally.add(losses, right, self.batch_size)
+            state.step += 1
+            if t.save_every is not None and state.step % t.save_every == 0 and state.step % per_epoch:
+                watch.check()
+                watch.check_weights(state.step - 1)
+                self._save(time.perf_counter() - began)
+            if state.step % per_epoch and (self.device == "cpu" or state.step % TELL_EVERY == 0):
                 self._tell(epoch, losses, None)
         watch.check()
-        watch.check_weights(self.step - 1)
+        watch.check_weights(state.step - 1)
         for attachment in self.attached:
             attachment.insert.epoch_end(epoch)
-        row: Row = {"epoch": epoch + 1, "step": self.step, "lr": lr}
-        row |= {name: float(total) / seen for name, total in sums.items()}
-        row["train_accuracy"] = float(right) / seen
+        row: Row = {"epoch": epoch + 1, "step": state.step, "lr": lr, **tally.row()}
         if self.val_data is not None:
             row["val_accuracy"] = self._validate(self.val_data)
         row["seconds"] = time.perf_counter() - began
-        self._save_epoch(row)
-        log.info("epoch %d: %s", epoch + 1, "  ".join(f"{k} {v:.4g}" for k, v in row.items() if k != "epoch"))
+        self._end_epoch(row)
         self._tell(epoch, losses, row)
 
     def _update(
@@ -266,11 +288,13 @@ class _Job:
     ) -> tuple[Tensor, dict[str, Tensor]]:
         """Do one optimizer step; methods may run forward and backward more than once around it."""
         kept: list[Tensor] = []
+        share = self.ranks.share(len(x), self.batch_size)
 
         def closure() -> dict[str, Tensor]:
             optimizer.zero_grad(set_to_none=True)
             logits, losses = forward(x, y, key)
-            self.fabric.backward(torch.stack(list(losses.values())).sum())
+            total = torch.stack(list(losses.values())).sum()
+            self.ranks.fabric.backward(total if share == 1 else total * share)
             kept[:] = [logits.detach()]
             return {name: value.detach().float() for name, value in losses.items()}
 
@@ -280,26 +304,27 @@ class _Job:
                 around = partial(attachment.insert.around_step, around)
         losses = around()
         if self.recipe.train.clip_norm is not None:
-            self.fabric.clip_gradients(forward, optimizer, max_norm=self.recipe.train.clip_norm)
+            self.ranks.fabric.clip_gradients(forward, optimizer, max_norm=self.recipe.train.clip_norm)
         optimizer.step()
+        self.ranks.average_norms_(self.model)
         return kept[0], losses
 
     @torch.no_grad()
-    def _validate(self, data: ArrayData) -> float:
+    def _validate(self, data: Data) -> float:
         """Measure the accuracy on the validation images, with the averaged weights if there are any."""
-        own = None
-        if self.average is not None:
-            own = {name: value.detach().clone() for name, value in self.model.state_dict().items()}
-            self.model.load_state_dict(self.average.values)
+        state, own = self.state, None
+        if state.average is not None:
+            own = state.weights()
+            self.model.load_state_dict(state.average.values)
         self.model.eval()
-        right = sum(
-            int((self.model(x.to(self.fabric.device)).argmax(1).cpu() == y).sum())
-            for x, y in data.batches(self.recipe.train.batch_size)
-        )
-        accuracy = right / len(data.x)
-        if self.recipe.train.select == "best" and accuracy > self.best_accuracy:
-            self.best_accuracy, self.best_epoch = accuracy, len(self.rows) + 1
-            self.best = {name: value.detach().clone() for name, value in self.model.state_dict().items()}
+        right = 0
+        if (mine := self.ranks.part(data)) is not None:
+            for x, y in mine.batches(self.recipe.train.batch_size):
+                right += int((self.model(x.to(self.ranks.device)).argmax(1).cpu() == y).sum())
+        accuracy = int(self.ranks.total([torch.tensor(right)])) / len(data)
+        if self.recipe.train.select == "best" and accuracy > state.best_accuracy:
+            state.best_accuracy, state.best_epoch = accuracy, len(state.rows) + 1
+            state.best = state.weights()
         if own is not None:
             self.model.load_state_dict(own)
         return accuracy
@@ -308,67 +333,58 @@ class _Job:
         if self.on_progress is not None:
             t, steps = self.recipe.train, self.recipe.train.epochs * len(self.batches)
             values = {name: float(value) for name, value in losses.items()}
-            self.on_progress(Progress(epoch + 1, t.epochs, self.step, steps, values, row))
+            self.on_progress(Progress(epoch + 1, t.epochs, self.state.step, steps, values, row))
 
-    def _save_epoch(self, row: Row) -> None:
+    def _end_epoch(self, row: Row) -> None:
         """Write the metrics, then the checkpoint: what is between two is done again after a crash."""
-        self.rows.append(row)
-        self.folder.write_rows(self.rows)
-        self.fabric.log_dict({k: v for k, v in row.items() if k not in {"epoch", "step"}}, step=int(row["step"]))
-        tensors = {f"model.{k}": v for k, v in self.model.state_dict().items()}
-        tensors |= {f"optimizer.{k}": v for k, v in flatten_optimizer(self.optimizer).items()}
-        facts: dict[str, Any] = {"epoch": int(row["epoch"]), "step": self.step, "best_accuracy": self.best_accuracy}
-        facts["best_epoch"] = self.best_epoch
-        facts["attachments"] = {a.name: a.state_dict() for a in self.attached}
-        if self.average is not None:
-            tensors |= {f"ema.{k}": v for k, v in self.average.values.items()}
-            facts["ema_steps"] = self.average.steps
-        if self.best is not None:
-            tensors |= {f"best.{k}": v for k, v in self.best.items()}
-        self.folder.write_checkpoint(tensors, facts)
+        self.state.rows.append(row)
+        self.state.tally = Tally()
+        with self.ranks.agree():
+            if self.ranks.first:
+                self.folder.write_rows(self.state.rows)
+        self.loggers.log(self.state.rows)
+        self._save()
+        log.info("epoch %d: %s", row["epoch"], "  ".join(f"{k} {v:.4g}" for k, v in row.items() if k != "epoch"))
 
-    def _restore(self) -> int:
-        """Load the last checkpoint, if any; give the number of whole epochs done."""
-        found = self.folder.read_checkpoint()
+    def _save(self, seconds: float | None = None) -> None:
+        """Write a checkpoint; within an epoch with the time that it has taken so far."""
+        with self.ranks.agree():
+            if self.ranks.first:
+                self.folder.write_checkpoint(*self.state.pack(seconds))
+
+    def _restore(self) -> None:
+        """Go back to the last checkpoint, if any; rank 0 reads it for all."""
+        found: tuple[Any, ...] | None = None
+        with self.ranks.agree():
+            if self.ranks.first and (checkpoint := self.folder.read_checkpoint()) is not None:
+                found = (*checkpoint, self.folder.rows())
+        found = self.ranks.tell(found)
         if found is None:
-            return 0
-        tensors, facts = found
-
-        def part(name: str) -> dict[str, Tensor]:
-            return {k.removeprefix(f"{name}."): v for k, v in tensors.items() if k.startswith(f"{name}.")}
-
-        self.model.load_state_dict(part("model"))
-        restore_optimizer(self.optimizer, part("optimizer"))
-        for attachment in self.attached:
-            attachment.load_state_dict(facts["attachments"][attachment.name])
-        if self.average is not None:
-            self.average.load(part("ema"), facts["ema_steps"])
-        self.best = part("best") or None
-        self.best_accuracy, self.best_epoch = facts["best_accuracy"], facts["best_epoch"]
-        if self.best is not None:
-            self.best = {k: v.to(self.fabric.device) for k, v in self.best.items()}
-        self.step = facts["step"]
-        self.rows = self.folder.rows()[: facts["epoch"]]
-        log.info("resumed after epoch %d", facts["epoch"])
-        return int(facts["epoch"])
+            return
+        with self.ranks.agree():
+            self.state.unpack(*found, device=self.ranks.device)
+        log.info("resumed after epoch %d, step %d", len(self.state.rows), self.state.step)
 
     def _finish(self) -> None:
         """Put the chosen weights into the model and write it."""
-        chosen = self.best if self.best is not None else self.average.values if self.average is not None else None
+        state = self.state
+        chosen = state.best if state.best is not None else state.average.values if state.average is not None else None
         if chosen is not None:
             self.model.load_state_dict(chosen)
         surgery.strip_(self.model)
         self.model.to("cpu", memory_format=torch.contiguous_format).eval()  # type: ignore[call-overload]  # memory_format
-        row = self.rows[self.best_epoch - 1 if self.best is not None else -1]  # of the weights that are kept
+        row = state.rows[state.best_epoch - 1 if state.best is not None else -1]  # of the weights that are kept
         facts = {"data": self.recipe.data.name, "seed": str(self.recipe.seed), "weights": self._which()}
-        io.save(
-            self.model,
-            self.folder.model_file,
-            trained_with=tuple(map(repr, self.methods)),
-            metrics={k: float(v) for k, v in row.items() if k not in {"lr", "seconds"}},
-            provenance=facts,
-        )
+        with self.ranks.agree():
+            if self.ranks.first:
+                io.save(
+                    self.model,
+                    self.folder.model_file,
+                    trained_with=tuple(map(repr, self.methods)),
+                    metrics={k: float(v) for k, v in row.items() if k not in {"lr", "seconds"}},
+                    provenance=facts,
+                )
 
     def _which(self) -> str:
-        average = "" if self.average is None else " (moving average)"
-        return ("best validation epoch" if self.best is not None else "last epoch") + average
+        average = "" if self.state.average is None else " (moving average)"
+        return ("best validation epoch" if self.state.best is not None else "last epoch") + average

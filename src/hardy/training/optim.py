@@ -1,6 +1,7 @@
 """Optimizers, learning rates in closed form, and the moving average of weights."""
 
 import math
+from collections.abc import Mapping
 
 import torch
 from torch import Tensor, nn
@@ -8,11 +9,19 @@ from torch import Tensor, nn
 from hardy.errors import ParameterError
 from hardy.training.recipe import TrainRecipe
 
-__all__ = ["Average", "learning_rate", "make_optimizer"]
+__all__ = ["Average", "learning_rate", "make_optimizer", "set_learning_rate"]
 
 
-def make_optimizer(model: nn.Module, recipe: TrainRecipe) -> torch.optim.Optimizer:
+def make_optimizer(
+    model: nn.Module, recipe: TrainRecipe, factors: Mapping[nn.Parameter, float] | None = None
+) -> torch.optim.Optimizer:
     """Make the optimizer; vectors (biases, norms) are not decayed.
+
+    Args:
+        model: The net, with what is attached to it. What is frozen later belongs to the optimizer as well: it passes
+            over parameters without a gradient, their decay and momentum included.
+        recipe: Which optimizer.
+        factors: Factors of the learning rate; 1 where there is none. Each group keeps its own as ``"factor"``.
 
     Raises:
         ParameterError: nothing to train.
@@ -20,14 +29,24 @@ def make_optimizer(model: nn.Module, recipe: TrainRecipe) -> torch.optim.Optimiz
     trained = [p for p in model.parameters() if p.requires_grad]
     if not trained:
         raise ParameterError("train: the model must have parameters that require gradients; it has none.")
+    members: dict[tuple[float, bool], list[nn.Parameter]] = {}
+    for p in trained:
+        members.setdefault(((factors or {}).get(p, 1.0), p.ndim > 1), []).append(p)
     groups = [
-        {"params": [p for p in trained if p.ndim > 1], "weight_decay": recipe.weight_decay},
-        {"params": [p for p in trained if p.ndim <= 1], "weight_decay": 0.0},
+        {"params": members[f, decays], "weight_decay": recipe.weight_decay if decays else 0.0, "factor": f}
+        for f in dict.fromkeys(factor for factor, _ in members)
+        for decays in (True, False)
+        if (f, decays) in members
     ]
-    groups = [group for group in groups if group["params"]]
     if recipe.optimizer == "adamw":
         return torch.optim.AdamW(groups, lr=recipe.lr)
     return torch.optim.SGD(groups, lr=recipe.lr, momentum=recipe.momentum, nesterov=recipe.momentum > 0)
+
+
+def set_learning_rate(optimizer: torch.optim.Optimizer, lr: float) -> None:
+    """Give every group of an optimizer of :func:`make_optimizer` its learning rate: ``lr`` times its factor."""
+    for group in optimizer.param_groups:
+        group["lr"] = lr * group["factor"]
 
 
 def learning_rate(step: int, steps_per_epoch: int, recipe: TrainRecipe) -> float:

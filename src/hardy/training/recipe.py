@@ -1,11 +1,13 @@
 """Recipes: everything that decides a run, in one frozen dataclass and one TOML file."""
 
+import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, Literal, cast
 
 from hardy import config
+from hardy.data.augment import Augment, check_augment
 from hardy.errors import ConfigError, ParameterError, did_you_mean
 from hardy.methods import METHODS, PRESETS, Method
 from hardy.models import Arg
@@ -37,22 +39,38 @@ class DataRecipe:
     """Which images.
 
     Attributes:
-        name: ``digits``, ``npz:FILE``, ``folder:DIR``, ``cifar10:DIR``; "external" for data that the caller passed.
+        name: ``digits``, ``npz:FILE``, ``folder:DIR``, ``imagenet:DIR``, ``cifar10:DIR`` and other published sets
+            (:func:`hardy.load_data` lists them); "external" for data that the caller passed.
         size: Height and width to which a folder's images are resized.
         limit: Number of training images to use, chosen by the seed.
         val_fraction: Share of the training images set aside for validation, in [0, 1).
-        augment: What is done to training images: "crop" (pad and crop), "flip" (mirror half of them).
+        augment: What is done to training images: "crop" (pad and crop), "resized_crop" (a window of 0.08 to 1 of the
+            area, enlarged), "flip" (mirror half of them).
+        stream: Leave the images on the disk and read them while training: true, false, or "auto": what is too large for
+            the memory, and folders of images with "resized_crop" (:func:`hardy.data.open_data`).
+        workers: Processes that read streamed images; "auto": one per core but one, at most 8. Weights do not depend on
+            it.
+        download: Let torchvision fetch a published set that is not there, and unpack archives that are.
+        skip_bad: Leave out images of a folder that cannot be read, in training and evaluation, and list them in
+            ``skipped.txt``; otherwise they are an error.
     """
 
     name: str
     size: int | None = None
     limit: int | None = None
     val_fraction: float = 0.1
-    augment: tuple[Literal["crop", "flip"], ...] = ("crop", "flip")
+    augment: tuple[Augment, ...] = ("crop", "flip")
+    stream: bool | Literal["auto"] = "auto"
+    workers: int | Literal["auto"] = "auto"
+    download: bool = False
+    skip_bad: bool = False
 
     def __post_init__(self) -> None:
         if not 0 <= self.val_fraction < 1:
             raise ParameterError(f"val_fraction must be in [0, 1); got {self.val_fraction}.")
+        if self.workers != "auto" and self.workers < 0:
+            raise ParameterError(f'workers must be at least 0, or "auto"; got {self.workers}.')
+        check_augment(self.augment)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -77,7 +95,17 @@ class TrainRecipe:
         clip_norm: Largest norm of the gradient; larger ones are scaled down.
         select: "last" keeps the last weights, "best" those with the best validation accuracy.
         compile: Compile the objective with ``torch.compile``.
+        save_every: Steps between checkpoints within an epoch, for epochs that are long; none: one at the end of each.
         loggers: Where to write metrics besides ``metrics.jsonl``.
+        freeze: What does not train, norms included, which keep their statistics: modules, globs, stages ("stem",
+            "stage1", "bottom"), "head" (the layer that makes the logits) or "all_but_head".
+        freeze_epochs: Epochs after which it trains with the rest; none: never.
+        layer_decay: Factor of the learning rate per stage away from the head, in (0, 1]: the head has 1, the last stage
+            the factor itself, the one before its square, and so on to the stem.
+        lr_factors: Factors of the learning rate by site (as ``freeze`` takes them), above 0, on top of ``layer_decay``;
+            of two sites that share a parameter the later counts. ``{head = 10}``: a new head that learns faster.
+        class_weights: Weights of the classes in the task loss: "balanced" (images / (classes * images of the class)) or
+            one number per class; scaled so that their mean over the training images is 1.
     """
 
     epochs: int = 30
@@ -96,7 +124,13 @@ class TrainRecipe:
     clip_norm: float | None = None
     select: Literal["last", "best"] = "last"
     compile: bool = False
+    save_every: int | None = None
     loggers: tuple[Literal["csv", "tensorboard", "wandb", "mlflow"], ...] = ()
+    freeze: tuple[str, ...] = ()
+    freeze_epochs: int | None = None
+    layer_decay: float | None = None
+    lr_factors: dict[str, float] = field(default_factory=dict, hash=False)
+    class_weights: Literal["balanced"] | tuple[float, ...] | None = None
 
     def __post_init__(self) -> None:
         positive = {"epochs": self.epochs, "batch_size": self.batch_size, "lr": self.lr, "gamma": self.gamma}
@@ -111,6 +145,8 @@ class TrainRecipe:
             raise ParameterError(f"warmup_epochs must be below epochs = {self.epochs}; got {self.warmup_epochs}.")
         if not 0 <= self.momentum < 1:
             raise ParameterError(f"momentum must be in [0, 1); got {self.momentum}.")
+        if self.save_every is not None and self.save_every < 1:
+            raise ParameterError(f"save_every must be at least 1 step; got {self.save_every}. Leave it out for none.")
         if self.ema is not None and not 0 <= self.ema < 1:
             raise ParameterError(f"ema must be in [0, 1); got {self.ema}.")
         if self.clip_norm is not None and not self.clip_norm > 0:
@@ -119,6 +155,23 @@ class TrainRecipe:
             raise ParameterError(
                 f"milestones must rise within (0, 1), as shares of the training; got {self.milestones}."
             )
+        self._check_fine_tuning()
+
+    def _check_fine_tuning(self) -> None:
+        if self.freeze_epochs is not None and (self.freeze_epochs < 1 or not self.freeze):
+            raise ParameterError(
+                f"freeze_epochs must be at least 1, with freeze to say what; got {self.freeze_epochs}, {self.freeze}."
+            )
+        if self.layer_decay is not None and not 0 < self.layer_decay <= 1:
+            raise ParameterError(f"layer_decay must be in (0, 1]; got {self.layer_decay}.")
+        for site, factor in self.lr_factors.items():
+            if not 0 < factor < math.inf:
+                raise ParameterError(
+                    f"lr_factors: {site!r} must be above 0 and finite; got {factor}. For no training, use freeze."
+                )
+        weights = self.class_weights
+        if isinstance(weights, tuple) and not (all(0 <= w < math.inf for w in weights) and sum(weights) > 0):
+            raise ParameterError(f"class_weights must be finite, at least 0, and not all 0; got {weights}.")
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -40,7 +40,7 @@ class Watch:
             raise TrainingError(
                 f"train: the loss must be finite; loss {name!r} was not at step {steps[name]}, {self._culprit()}. "
                 "Lower lr, warm up (train.warmup_epochs), or clip gradients (train.clip_norm). "
-                "The last whole epoch is kept in checkpoints/."
+                "The last checkpoint is kept in checkpoints/."
             )
 
     def check_weights(self, step: int) -> None:
@@ -53,7 +53,7 @@ class Watch:
             if value.is_floating_point() and not bool(torch.isfinite(value).all()):
                 raise TrainingError(
                     f"train: weights must stay finite; {name} was not after step {step}, though the loss was: a "
-                    "gradient overflowed. Lower lr or clip gradients. The last whole epoch is kept in checkpoints/."
+                    "gradient overflowed. Lower lr or clip gradients. The last checkpoint is kept in checkpoints/."
                 )
 
     def _culprit(self) -> str:
