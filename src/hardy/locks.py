@@ -54,7 +54,7 @@ def locked(folder: Path, error: type[HardyError]) -> Iterator[None]:
     except OSError as problem:
         raise error(f"{folder}: cannot write here ({problem.strerror}). Choose another folder with --out.") from problem
     if ours is False:
-        owner = path.read_text(encoding="utf-8", errors="replace").strip() or "another process"
+        owner = os.read(handle, 200).decode("utf-8", errors="replace").strip() or "another process"
         os.close(handle)
         raise error(
             f"{folder}: {owner} is at work in this folder, and two at once would spoil it. Wait until it ends or stop "

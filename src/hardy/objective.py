@@ -139,7 +139,9 @@ class Objective(nn.Module):
             for _, held in self._inserts():
                 loss = held.task(logits, y)
                 if loss is not None:
-                    return loss if weights is None else loss * (weights[y] if y.ndim == 1 else y @ weights)
+                    if weights is None:
+                        return loss
+                    return loss * (weights[y] if y.ndim == 1 else (y.float() * weights).sum(dim=1))
         return F.cross_entropy(logits, y, weight=weights, reduction="none")
 
     def _inserts(self) -> list[tuple[str, Insert]]:

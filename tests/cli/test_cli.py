@@ -355,3 +355,11 @@ def test_the_device_is_what_there_is() -> None:
     if not torch.cuda.is_available():
         with pytest.raises(ConfigError, match="CUDA is not available"):
             common.device_of("cuda")
+
+
+@pytest.mark.parametrize(
+    "options", [["--out", "r.npz"], ["--out", "r.partial"], ["--out", "r.json", "--save-adversarial", "r.npz"]]
+)
+def test_files_that_would_replace_each_other_are_refused_before_the_work(options: list[str], runs: Path) -> None:
+    result = hardy("evaluate", str(runs / "plain"), *options, "--axes", "clean,white_box")
+    assert result.exit_code == 2 and "must be different files" in result.stderr

@@ -5,6 +5,7 @@ import signal
 import sys
 import threading
 import time
+from collections.abc import Iterator
 
 import pytest
 import typer
@@ -19,6 +20,14 @@ CODES = {signal.SIGINT: 130, signal.SIGTERM: 143}
 def send(number: int) -> None:
     os.kill(os.getpid(), number)
     time.sleep(0.01)
+
+
+@pytest.fixture(autouse=True)
+def _interruptible() -> Iterator[None]:
+    """Undo what a script does to the background job that the tests may be: it ignores SIGINT."""
+    old = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, old)
 
 
 def handlers() -> list[object]:

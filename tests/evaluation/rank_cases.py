@@ -113,6 +113,7 @@ class Case:
         found = self.evaluate(net, **facts, journal=self.folder / f"journal-{self.size}", on_progress=seen.append)
         ends = [p.attack.done == p.attack.total for p in seen if p.attack is not None]
         self.save("main", found, asked=net.asked[0], seen=len(seen), ends=any(ends))
+        self.save("foreign", self.evaluate(net, axes=["white_box"], suite=[foreign]))
 
     def again(self) -> None:
         """Go on with what two processes have left, some of it lost."""

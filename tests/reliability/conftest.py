@@ -115,6 +115,7 @@ class Nursery:
 
     def __init__(self, folder: Path) -> None:
         self.folder, self.number = folder, 0
+        self.last: Child | None = None
         with (folder / "nursery.log").open("w") as log:
             self.process = subprocess.Popen(  # noqa: S603
                 [sys.executable, "-c", NURSERY], stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=log, env=ENV
@@ -136,7 +137,8 @@ class Nursery:
                 code.append(int(self._line()))
             return code[0] if code else None
 
-        return Child(pid, log, poll)
+        self.last = Child(pid, log, poll)
+        return self.last
 
     def run(self, *args: str | Path) -> Child:
         child = self.start(*args)
@@ -144,6 +146,8 @@ class Nursery:
         return child
 
     def close(self) -> None:
+        if self.last is not None and self.last.poll(0) is None:
+            self.last.send()
         self._stdin.close()
         self.process.wait()
         assert self.process.stdout is not None

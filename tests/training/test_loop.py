@@ -142,7 +142,7 @@ class Drops(nn.Module):
         super().__init__()
         self.net = nn.Sequential(nn.Flatten(), nn.Dropout(0.5), nn.Linear(64, 10))
         with torch.no_grad():
-            self.net[2].weight.fill_(0.01)
+            self.net[2].weight.fill_(0.01), self.net[2].bias.zero_()
 
     def forward(self, x: Tensor) -> Tensor:
         out: Tensor = self.net(x)
@@ -152,8 +152,8 @@ class Drops(nn.Module):
 def test_what_the_net_itself_draws_is_drawn_again_and_no_trace_is_left(tmp_path: Path) -> None:
     _, data = tiny()
     options = TrainRecipe(epochs=2, batch_size=16, save_every=3)
-    state = torch.get_rng_state()
-    whole = train(Drops(), data, options=options, out=tmp_path / "whole", augment=())
+    model, state = Drops(), torch.get_rng_state()
+    whole = train(model, data, options=options, out=tmp_path / "whole", augment=())
     assert torch.equal(torch.get_rng_state(), state)
     torch.manual_seed(5)
     with pytest.raises(StopError):
@@ -335,3 +335,22 @@ def test_mistakes_are_found_before_the_first_step(tmp_path: Path) -> None:
         train(model, data, methods=[LocalFeatureMasking()], out=tmp_path / "a")
     assert surgery.attachments(model) == []
     assert not (tmp_path / "a").exists()
+
+
+@pytest.mark.parametrize("left", [48, 60])
+def test_a_run_does_not_go_on_with_other_images(left: int, tmp_path: Path) -> None:
+    model, data = tiny()
+    with pytest.raises(StopError):
+        train(
+            model, data, epochs=2, options=TrainRecipe(batch_size=4), out=tmp_path, augment=(), on_progress=stop_at(20)
+        )
+    fewer = data.subset(torch.arange(left))
+    with pytest.raises(TrainingError, match="needs the images that the run began with"):
+        train(tiny()[0], fewer, epochs=2, options=TrainRecipe(batch_size=4), out=tmp_path, augment=(), resume=True)
+
+
+def test_a_gradient_that_overflows_is_named_with_clipping_too(tmp_path: Path) -> None:
+    model, data = tiny()
+    options = TrainRecipe(epochs=2, batch_size=16, lr=1e38, clip_norm=1.0)
+    with pytest.raises(TrainingError, match="finite"):
+        train(model, data, options=options, out=tmp_path, augment=())

@@ -179,6 +179,13 @@ def command(
     check_processes(devices, device=where)
     folder = run_of(model)
     path = out or (folder.result_file if folder is not None else Path("result.json"))
+    named = [path, path.with_suffix(".npz"), path.with_suffix(".partial"), save_adversarial, robustbench]
+    files = [each.resolve() for each in named if each is not None]
+    if len(set(files)) < len(files):
+        raise ConfigError(
+            f"--out, --save-adversarial, --robustbench: must be different files; {path} is written with "
+            f"{named[1]} beside it. Choose other names."
+        )
     for each in filter(None, (path, save_adversarial, robustbench)):
         check_writable(each)
     job = Job(

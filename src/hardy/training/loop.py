@@ -24,7 +24,7 @@ from hardy.training.loggers import Loggers, make_loggers
 from hardy.training.optim import Average, learning_rate, make_optimizer, set_learning_rate
 from hardy.training.ranks import TrainingRanks, job
 from hardy.training.recipe import Recipe, TrainRecipe, build_methods, load_recipe, method_table
-from hardy.training.state import State, Tally
+from hardy.training.state import State, Tally, fingerprint
 from hardy.training.watch import Watch
 
 __all__ = ["Run", "train"]
@@ -178,7 +178,7 @@ class _Job:
             raise
         t = recipe.train
         average = Average(model, t.ema) if t.ema is not None else None
-        self.state = State(model, self.optimizer, self.attached, average)
+        self.state = State(model, self.optimizer, self.attached, average, data=fingerprint(data, val_data))
 
     def _prepare(self) -> None:
         """Put everything together; nothing of it talks to other processes."""
@@ -304,7 +304,8 @@ class _Job:
                 around = partial(attachment.insert.around_step, around)
         losses = around()
         if self.recipe.train.clip_norm is not None:
-            self.ranks.fabric.clip_gradients(forward, optimizer, max_norm=self.recipe.train.clip_norm)
+            norm = self.recipe.train.clip_norm  # what is not finite is left to the watch, which names the culprit
+            self.ranks.fabric.clip_gradients(forward, optimizer, max_norm=norm, error_if_nonfinite=False)
         optimizer.step()
         self.ranks.average_norms_(self.model)
         return kept[0], losses

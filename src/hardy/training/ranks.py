@@ -27,7 +27,16 @@ __all__ = ["TrainingRanks", "job", "running_statistics", "synced_norms"]
 log = logging.getLogger(__name__)
 T = TypeVar("T")
 
-LOST = ("onnection closed", "onnection reset", "onnection refused", "roken pipe", "ncclRemoteError", "Socket")
+LOST = (
+    "onnection closed",
+    "onnection reset",
+    "onnection refused",
+    "roken pipe",
+    "ncclRemoteError",
+    "Socket",
+    "imed out",
+    "timeout",
+)
 
 
 class TrainingRanks:

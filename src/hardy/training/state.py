@@ -1,16 +1,19 @@
 """What changes in a training, and with it what a checkpoint holds: at the end of an epoch or within one."""
 
+import hashlib
 from dataclasses import dataclass, field
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
+from hardy.data import ArrayData, StreamData
+from hardy.errors import TrainingError
 from hardy.surgery import Attachments
 from hardy.training.folder import Row, flatten_optimizer, restore_optimizer
 from hardy.training.optim import Average
 
-__all__ = ["State", "Tally"]
+__all__ = ["State", "Tally", "fingerprint"]
 
 
 @dataclass
@@ -68,6 +71,7 @@ class State:
         best_accuracy: That accuracy.
         best_epoch: Its epoch, from 1.
         tally: Sums of the current epoch.
+        data: Fingerprint of the images that all this belongs to.
     """
 
     model: nn.Module
@@ -80,6 +84,7 @@ class State:
     best_accuracy: float = -1.0
     best_epoch: int = 0
     tally: Tally = field(default_factory=Tally)
+    data: str = ""
 
     def weights(self) -> dict[str, Tensor]:
         """Copy the weights and buffers of the model."""
@@ -94,7 +99,7 @@ class State:
         tensors = {f"model.{k}": v for k, v in self.model.state_dict().items()}
         tensors |= {f"optimizer.{k}": v for k, v in flatten_optimizer(self.optimizer).items()}
         facts: dict[str, Any] = {"epoch": len(self.rows), "step": self.step, "best_accuracy": self.best_accuracy}
-        facts["best_epoch"] = self.best_epoch
+        facts["best_epoch"], facts["data"] = self.best_epoch, self.data
         facts["attachments"] = {a.name: a.state_dict() for a in self.attached}
         if seconds is not None:
             facts["tally"] = self.tally.facts(seconds)
@@ -115,7 +120,15 @@ class State:
             facts: Likewise.
             rows: At least those of the whole epochs that were done.
             device: Of the model.
+
+        Raises:
+            TrainingError: the checkpoint was trained on other images.
         """
+        if facts.get("data", self.data) != self.data:
+            raise TrainingError(
+                "train: --resume needs the images that the run began with; some were added, removed or relabelled. "
+                "Bring them back, or begin anew with another --out."
+            )
 
         def part(name: str) -> dict[str, Tensor]:
             return {k.removeprefix(f"{name}."): v for k, v in tensors.items() if k.startswith(f"{name}.")}
@@ -131,3 +144,13 @@ class State:
         self.step = facts["step"]
         self.rows = rows[: facts["epoch"]]
         self.tally = Tally.of(facts["tally"], device) if "tally" in facts else Tally()
+
+
+def fingerprint(*parts: ArrayData | StreamData | None) -> str:
+    """Digest which images the parts hold, in which order and with which labels; of pixels nothing is read."""
+    digest = hashlib.blake2b(digest_size=16)
+    for part in parts:
+        if part is not None:
+            digest.update(part.index.cpu().numpy().tobytes() + part.y.cpu().numpy().tobytes())
+        digest.update(b"|")
+    return digest.hexdigest()
