@@ -162,6 +162,20 @@ def test_a_disk_that_is_full_at_a_file_operation_stops_with_a_clear_error(
     assert again.keys() == whole[0].keys() and all(torch.equal(again[name], whole[0][name]) for name in again)
 
 
+def test_what_a_killed_process_left_goes_at_the_start_and_a_log_that_cannot_be_written_stops_nothing(
+    tmp_path: Path, whole: tuple[dict[str, Tensor], list[str]], capfd: pytest.CaptureFixture[str]
+) -> None:
+    old = tmp_path / "checkpoints" / f".of_an_older_version.1234abcd{PART}"
+    old.parent.mkdir()
+    old.write_text("x")
+    (tmp_path / f".skipped.txt.1234abcd{PART}").write_text("x")
+    (tmp_path / "log.txt").symlink_to("/dev/full")
+    train(RECIPE, out=tmp_path)
+    assert not list(tmp_path.rglob(f".*{PART}")) and capfd.readouterr().err == ""
+    again = tensors(tmp_path)
+    assert all(torch.equal(again[name], whole[0][name]) for name in whole[0])
+
+
 def test_the_operations_are_those_of_every_file(whole: tuple[dict[str, Tensor], list[str]]) -> None:
     one = ["open", "write", "flush", "fsync", "rename", "fsync"]
     trial = one[:4]
