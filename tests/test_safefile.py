@@ -19,6 +19,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
+from hardy import safefile
 from hardy.errors import CheckpointError, DataError
 from hardy.safefile import (
     check_writable,
@@ -364,6 +365,19 @@ class TestSweep:
 
         write_atomic(tmp_path / "a.txt", write)
         assert (tmp_path / "a.txt").read_text() == "outer" and left(tmp_path) == ["a.txt"]
+
+    @pytest.mark.parametrize(("first", "parts"), [(True, 1), (None, 1), (False, 2)])
+    def test_a_new_part_that_a_sweeper_holds_is_given_up(
+        self, first: bool | None, parts: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        answers = iter([first, True])
+        monkeypatch.setattr(safefile, "take", lambda _: next(answers))
+        made: list[Path] = []
+        part_of = safefile._part_of
+        monkeypatch.setattr(safefile, "_part_of", lambda path: made.append(part_of(path)) or made[-1])
+        part, file = safefile._new(tmp_path / "a.txt")
+        file.close()
+        assert len(made) == parts and part == made[-1]
 
     def test_every_write_sweeps_its_own_name(self, tmp_path: Path) -> None:
         for number in range(3):

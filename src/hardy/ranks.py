@@ -101,7 +101,7 @@ class Ranks:
         self._exchange(None, own)
 
     def tell(self, value: T) -> T:
-        """Give the value of rank 0, which holds no tensors."""
+        """Give the value of rank 0; tensors in it must be on the CPU."""
         if self.size == 1:
             return value
         first: T = self._exchange(value if self.rank == 0 else None, None)[0]
@@ -177,8 +177,13 @@ def meet(backend: str, *, device: torch.device | None = None) -> None:
         dist.init_process_group(backend, store=PrefixStore(place, store), rank=rank, world_size=size, device_id=device)
     except RuntimeError as error:
         raise RankError(f"all processes of the job must come within {MEET}; not all did ({error}).") from error
-    if backend == "nccl":
-        atexit.register(lambda: dist.destroy_process_group() if dist.is_initialized() else None)
+    atexit.register(_part)
+
+
+def _part() -> None:
+    """Leave the others before Python takes itself apart, whose end the threads of a group may otherwise meet."""
+    if dist.is_initialized():
+        dist.destroy_process_group()
 
 
 def _lead(store: Store, size: int, place: str) -> str:

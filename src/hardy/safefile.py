@@ -145,9 +145,10 @@ def _new(path: Path) -> tuple[Path, IO[bytes]]:
     while True:
         part = _part_of(path)
         file = part.open("xb")
-        if take(file.fileno()) is None or os.fstat(file.fileno()).st_nlink:
+        ours = take(file.fileno())
+        if ours is None or (ours and os.fstat(file.fileno()).st_nlink):
             return part, file
-        file.close()  # somebody swept it before it was locked
+        file.close()  # somebody sweeps it, or did before it was locked
 
 
 def _make_folder(folder: Path) -> None:

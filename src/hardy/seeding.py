@@ -15,7 +15,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-__all__ = ["fold", "keys", "normal", "permutation", "root", "uniform"]
+__all__ = ["fold", "keys", "normal", "permutation", "root", "seed_torch", "uniform"]
 
 GOLDEN = 0x9E3779B97F4A7C15 - 2**64  # 2^64 / golden ratio, odd; written as a signed 64-bit integer
 PART = 2**17  # numbers drawn at a time on a CPU
@@ -27,6 +27,17 @@ def root(seed: int, purpose: str) -> int:
     """Hash a seed and a purpose (``"drop_block:layer3"``) to a signed 64-bit integer, the same in every process."""
     digest = hashlib.blake2b(f"{seed}:{purpose}".encode(), digest_size=8).digest()
     return int.from_bytes(digest, "little", signed=True)
+
+
+def seed_torch(seed: int, device: torch.device) -> None:
+    """Seed the generators that a net itself draws from, for its own dropout say: that of the CPU, and the device's.
+
+    ``torch.manual_seed`` does the same for all devices, and takes a tenth of a millisecond to find them.
+    """
+    torch.default_generator.manual_seed(seed)
+    if device.type == "cuda":
+        index = torch.empty(0, device=device).get_device()
+        torch.cuda.default_generators[index].manual_seed(seed)
 
 
 def keys(root: int, rows: Int[Tensor, "n"]) -> Int[Tensor, "n"]:

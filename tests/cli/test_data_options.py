@@ -15,6 +15,7 @@ from hardy.data import load_data
 from hardy.errors import DataError
 from hardy.results import Result
 from hardy.training import load_recipe
+from hardy.training.folder import RunFolder
 
 RECIPE = """
 [model]
@@ -52,6 +53,14 @@ def run(*args: str, fails: bool = False) -> str:
     result = CliRunner().invoke(app, list(args))
     assert result.exit_code == (2 if fails else 0), result.output
     return result.output
+
+
+def test_a_run_without_a_checkpoint_begins_anew_with_mended_images(photos: Path) -> None:
+    folder = RunFolder("run")
+    folder.path.mkdir()
+    folder.note_skipped(["a.png cannot be read"], resume=False)
+    folder.note_skipped([], resume=True)
+    assert not (folder.path / "skipped.txt").exists()
 
 
 def test_a_damaged_image_stops_a_training_before_anything_is_written(photos: Path) -> None:

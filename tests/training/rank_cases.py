@@ -4,6 +4,7 @@ import hashlib
 import json
 import os
 import sys
+import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,9 +15,10 @@ import torch.distributed as dist
 from torch import Tensor, nn
 
 from hardy import io, surgery
+from hardy.cli import launch as starts
 from hardy.cli.launch import launch, rank
 from hardy.data import ArrayData, load_data
-from hardy.errors import HardyError
+from hardy.errors import DataError, HardyError
 from hardy.methods import LabelSmoothing, LocalFeatureMasking, RandomErasing
 from hardy.training import TrainRecipe, train
 
@@ -120,15 +122,45 @@ def fails(out: Path) -> None:
     train(Broken(*net()), data, options=TrainRecipe(epochs=3, batch_size=32), out=out)
 
 
-CASES: dict[str, Callable[[Path], Any]] = {"curves": curves, "mistakes": mistakes, "fails": fails}
+def hangs(out: Path) -> None:
+    """Find an error in the second process, while the first waits for it without end, as NCCL does."""
+    starts._waiting = lambda: True
+    out.mkdir(exist_ok=True)
+    (out / f"begun-{os.environ['TORCHELASTIC_RESTART_COUNT']}-{rank()}").touch()
+    while rank() == 1 and len(list(out.iterdir())) < 2:
+        time.sleep(0.05)
+    if rank() == 1:
+        raise DataError("image 7 is damaged.")
+    time.sleep(600)
+
+
+def agrees(out: Path) -> None:
+    """Find an error in all processes, none of which has to be ended."""
+    starts._waiting = lambda: True
+    out.mkdir(exist_ok=True)
+    try:
+        raise DataError("all images are damaged.")
+    finally:
+        time.sleep(rank())
+        (out / f"cleaned-{rank()}").touch()
+
+
+CASES: dict[str, Callable[[Path], Any]] = {
+    "curves": curves,
+    "mistakes": mistakes,
+    "fails": fails,
+    "hangs": hangs,
+    "agrees": agrees,
+}
 
 if __name__ == "__main__":
     case, where, processes = CASES[sys.argv[1]], Path(sys.argv[2]), int(sys.argv[3])
+    restarts = int(sys.argv[4]) if len(sys.argv) > 4 else 0
     if processes == 0:  # torchrun has started them
         done = case(where)
     else:
         try:
-            done = launch(case, where, processes=processes) if processes > 1 else case(where)
+            done = launch(case, where, processes=processes, restarts=restarts) if processes > 1 else case(where)
         except HardyError as error:
             sys.exit(f"{type(error).__name__}: {error}")
     if rank() == 0:

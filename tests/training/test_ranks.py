@@ -23,7 +23,7 @@ from hardy.cli.launch import check_processes
 from hardy.data import load_data
 from hardy.errors import ConfigError
 from hardy.training.folder import RunFolder
-from hardy.training.ranks import TrainingRanks, running_statistics, synced_norms
+from hardy.training.ranks import TrainingRanks, job, running_statistics, synced_norms
 from hardy.training.state import Tally
 
 HERE = Path(__file__).parent
@@ -130,6 +130,18 @@ def test_a_run_belongs_to_the_job_that_began_it(tmp_path: Path) -> None:
     assert folder.belongs_to("job/1") and not folder.belongs_to("job/2")
 
 
+def test_a_job_is_known_by_its_launcher_even_where_all_launchers_have_one_number(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.delenv("TORCHELASTIC_RUN_ID", raising=False)
+    assert job() is None
+    monkeypatch.setenv("TORCHELASTIC_RUN_ID", "none")  # what torchrun says without --rdzv-id
+    ours = job()
+    assert ours is not None and ours == job() and ours.startswith(f"none/{os.getppid()}/")
+    monkeypatch.setattr("hardy.training.ranks._started", lambda _: "later")
+    assert job() != ours
+
+
 def test_devices_that_cannot_be_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     check_processes(2, restarts=1, device="cpu")
     with pytest.raises(ConfigError, match=r"must be at least 1 and 0; got 0 and 0"):
@@ -220,6 +232,20 @@ def test_an_error_of_one_process_ends_all_with_its_traceback(tmp_path: Path) -> 
     assert done.stderr.rstrip().endswith("ZeroDivisionError: a bug")
 
 
+def test_an_error_reaches_the_launcher_when_the_others_hang_and_is_not_tried_again(tmp_path: Path) -> None:
+    out = tmp_path / "a"
+    done = run([sys.executable, str(HERE / "rank_cases.py"), "hangs", str(out), "2", "1"])
+    assert (done.returncode, done.stderr.strip()) == (1, "DataError: image 7 is damaged.")
+    assert {file.name for file in out.iterdir()} == {"begun-0-0", "begun-0-1"}  # not begun again
+
+
+@pytest.mark.slow
+def test_an_error_of_all_ends_no_process_before_it_has_cleaned_up(tmp_path: Path) -> None:
+    done = run([sys.executable, str(HERE / "rank_cases.py"), "agrees", str(tmp_path / "a"), "3"])
+    assert (done.returncode, done.stderr.strip()) == (1, "DataError: all images are damaged.")
+    assert len(list((tmp_path / "a").glob("cleaned-*"))) == 3
+
+
 @pytest.mark.slow
 def test_two_machines_of_two_processes_are_one_process(alone: Any, tmp_path: Path) -> None:
     port = free_port()
@@ -280,6 +306,14 @@ def alive(pids: list[int]) -> list[int]:
             if Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z":
                 left.append(pid)
     return left
+
+
+def end_of(pids: list[int]) -> list[int]:
+    """Wait a little for processes to end; give those that do not (multiprocessing's own helper ends last)."""
+    end = time.monotonic() + 60
+    while alive(pids) and time.monotonic() < end:
+        time.sleep(0.1)
+    return alive(pids)
 
 
 @contextlib.contextmanager
@@ -370,7 +404,7 @@ def test_a_killed_process_ends_all_at_once_and_the_message_says_which(whole: Pat
         began = time.monotonic()
         _, err = process.communicate(timeout=PATIENCE)
         assert time.monotonic() - began < 60  # about 1 on an idle machine
-    assert process.returncode == 2 and alive(below) == []
+    assert process.returncode == 2 and end_of(below) == []
     said = " ".join(err.split())
     assert f"rank 1 of 2 (process {victim}): must run to the end; SIGKILL killed it, and the others were ended" in said
     assert "The last checkpoint is kept. Go on: add --resume" in said and "Traceback" not in said
@@ -393,7 +427,7 @@ def test_a_signal_stops_all(number: signal.Signals, whole: Path, tmp_path: Path)
         else:
             process.send_signal(number)
         _, err = process.communicate(timeout=PATIENCE)
-    assert process.returncode == 128 + number and alive(below) == []
+    assert process.returncode == 128 + number and end_of(below) == []
     assert "stopped" in err and "The last checkpoint is kept" in err and "Traceback" not in err
 
 
@@ -405,10 +439,7 @@ def test_no_process_outlives_a_killed_launcher(whole: Path, tmp_path: Path) -> N
         below = descendants(process.pid)
         process.kill()
         process.wait()
-        end = time.monotonic() + 60
-        while alive(below) and time.monotonic() < end:
-            time.sleep(0.1)
-        left = alive(below)
+        left = end_of(below)
         for pid in left:
             os.kill(pid, signal.SIGKILL)
     assert left == []

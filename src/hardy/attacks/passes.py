@@ -13,6 +13,7 @@ from hardy.attacks.losses import Loss
 from hardy.attacks.precision import full_precision
 from hardy.attacks.state import select
 from hardy.errors import ShapeError
+from hardy.seeding import seed_torch
 
 __all__ = ["SHAPES", "VANISHED", "Passes", "bucket", "sealed_rng"]
 
@@ -113,9 +114,7 @@ def sealed_rng(device: torch.device, seed: int) -> Iterator[None]:
     """Seed the global generators for a model that draws from them, and give them back as they were."""
     cuda = [torch.empty(0, device=device).get_device()] if device.type == "cuda" else []
     with torch.random.fork_rng(devices=cuda):
-        torch.default_generator.manual_seed(seed)
-        for index in cuda:
-            torch.cuda.default_generators[index].manual_seed(seed)
+        seed_torch(seed, device)
         yield
 
 

@@ -29,7 +29,7 @@ def kept(folder: Path, question: dict[str, Any], *, resume: bool, overwrite: boo
     with locked(folder, ConfigError):
         sweep(folder)
         begun = any(folder.glob("*.npz"))
-        if begun and not overwrite:
+        if begun and (resume or not overwrite):
             _same_question(note, question, resume=resume)
         if overwrite and not resume:
             for file in folder.glob("*.npz"):

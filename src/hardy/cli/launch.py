@@ -2,12 +2,15 @@
 
 import logging
 import os
+import pickle
 import signal
 import sys
 import tempfile
+import time
 import uuid
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from pathlib import Path
 from types import FrameType
 from typing import TYPE_CHECKING, Any, NoReturn, TypeVar
 
@@ -21,6 +24,7 @@ __all__ = ["check_processes", "launch", "rank", "report"]
 
 R = TypeVar("R")
 SIGNALS = ("SIGINT", "SIGTERM", "SIGHUP", "SIGQUIT")  # which torch's agent takes over while it runs
+PATIENCE = 5.0  # seconds in which all processes come to the same end, if they do
 
 
 def rank() -> int:
@@ -81,17 +85,16 @@ def launch(function: Callable[..., R], *arguments: Any, processes: int, restarts
         )
         caught: int | None = None
         try:
-            results = elastic_launch(config, _work)(function, arguments)
+            results = elastic_launch(config, _work)(function, arguments, folder)
         except SignalException as stopped:
             caught = stopped.sigval
         except ChildFailedError as failed:
-            raise RankError(_who(failed, processes, restarts)) from None
+            raise _told(Path(folder)) or RankError(_who(failed, processes, restarts)) from None
     if caught is not None:
         signal.raise_signal(caught)  # to the handlers of before
         raise KeyboardInterrupt
-    errors = [error for _, error in results.values() if error is not None]
-    if errors:
-        raise next((error for error in errors if not isinstance(error, RankError)), errors[0])
+    if (error := _first([error for _, error in results.values() if error is not None])) is not None:
+        raise error
     value: R = results[0][0]
     return value
 
@@ -104,17 +107,54 @@ def report(error: BaseException) -> None:
         get_error_handler().record_exception(error)
 
 
-def _work(function: Callable[..., R], arguments: tuple[Any, ...]) -> tuple[R | None, HardyError | None]:
+def _work(function: Callable[..., R], arguments: tuple[Any, ...], folder: str) -> tuple[R | None, HardyError | None]:
     """Run in a process: an error of Hardy's is an answer, not a failure that another try could mend."""
     signal.signal(signal.SIGINT, _stop)
     keep_freed_memory()
+    if (before := _told(Path(folder))) is not None:  # of the try before this one
+        return None, before
     try:
         result = function(*arguments)
     except HardyError as error:
         if os.environ.get("HARDY_DEBUG"):
             sys.excepthook(type(error), error, error.__traceback__)
+        if _waiting():
+            _tell(error, Path(folder))
         return None, error
     return (result if rank() == 0 else None), None
+
+
+def _waiting() -> bool:
+    """Say whether others may wait for this process, and not see that it is gone: with NCCL, for many minutes."""
+    import torch.distributed as dist
+
+    return dist.is_available() and dist.is_initialized() and dist.get_backend() == "nccl"
+
+
+def _tell(error: HardyError, folder: Path) -> None:
+    """Leave an error for the launcher, and give all others a while to come to the same end.
+
+    Raises:
+        RankError: one of them does not, and is ended because this process fails.
+    """
+    part = folder / f"error-{rank()}.part"
+    part.write_bytes(pickle.dumps(error))
+    part.replace(part.with_suffix(".pickle"))
+    end = time.monotonic() + PATIENCE
+    while len(list(folder.glob("error-*.pickle"))) < int(os.environ["WORLD_SIZE"]):
+        if time.monotonic() > end:
+            raise RankError(f"rank {rank()}: all processes must end alike; others go on after: {error}") from error
+        time.sleep(0.1)
+
+
+def _told(folder: Path) -> HardyError | None:
+    """Give the error that a process left, if any did."""
+    return _first([pickle.loads(file.read_bytes()) for file in sorted(folder.glob("error-*.pickle"))])  # noqa: S301  (ours)
+
+
+def _first(errors: Sequence[HardyError]) -> HardyError | None:
+    """Give the first error, rather one that is not about other processes."""
+    return next((error for error in errors if not isinstance(error, RankError)), errors[0] if errors else None)
 
 
 def _stop(number: int, _frame: FrameType | None) -> NoReturn:

@@ -239,9 +239,10 @@ class Context:
     ) -> AttackResult:
         """Attack some images, or take the result from the journal. An attack from elsewhere has no name to trust."""
         journal = self.journal if type(attack_).__module__.startswith(OWN) else None
-        others = [self._known(net) for net in sources] if journal is not None else []
-        facts = (self._identity, attack_, threat, self.seed, stop, index.cpu().numpy().tobytes(), *others)
+        facts: tuple[object, ...] = ()
         if journal is not None:
+            others = [self._known(net) for net in sources]
+            facts = (self._identity, attack_, threat, self.seed, stop, index.cpu().numpy().tobytes(), *others)
             kept = journal.recall(facts, attack=name_of(attack_), threat=threat, device=self.x.device)
             if kept is not None:
                 return kept

@@ -179,6 +179,8 @@ class RunFolder:
                 f"{file}: a resumed run must have the same images; {len(before)} were left out then, {len(now)} now, "
                 "or others. Put the files back as they were, or take another --out."
             )
+        if before and not now:
+            file.unlink()  # of a run that ended before its first checkpoint
         if now:
             write_text(file, "".join(f"{line}\n" for line in now))
             log.warning("left out %d images that cannot be read: see %s", len(now), file.name)

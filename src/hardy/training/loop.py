@@ -257,7 +257,8 @@ class _Job:
             lr = learning_rate(state.step, per_epoch, t)
             set_learning_rate(optimizer, lr)
             # what the net itself draws, its own dropout say, is drawn again by a resumed run
-            torch.manual_seed(seeding.root(self.recipe.seed, f"layers:{state.step}:{self.ranks.rank}"))
+            seed = seeding.root(self.recipe.seed, f"layers:{state.step}:{self.ranks.rank}")
+            seeding.seed_torch(seed, self.ranks.device)
             logits, losses = self._update(forward, optimizer, x, y, key)
             right = (logits.argmax(1) == y).sum()
             losses, right = self.ranks.pooled(losses, right, here=len(x), everywhere=self.batch_size)
@@ -343,8 +344,8 @@ class _Job:
         with self.ranks.agree():
             if self.ranks.first:
                 self.folder.write_rows(self.state.rows)
-        self.loggers.log(self.state.rows)
         self._save()
+        self.loggers.log(self.state.rows)  # after a kill, an epoch may be missing there; none is there twice
         log.info("epoch %d: %s", row["epoch"], "  ".join(f"{k} {v:.4g}" for k, v in row.items() if k != "epoch"))
 
     def _save(self, seconds: float | None = None) -> None:

@@ -9,6 +9,7 @@ import os
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager
+from pathlib import Path
 from typing import TypeVar
 
 import torch
@@ -20,7 +21,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 
 from hardy.data import ArrayData, StreamData
 from hardy.errors import HardyError, ParameterError, RankError
-from hardy.ranks import LINGER, Ranks, meet
+from hardy.ranks import LINGER, WORK, Ranks, meet
 
 __all__ = ["TrainingRanks", "job", "running_statistics", "synced_norms"]
 
@@ -68,7 +69,7 @@ class TrainingRanks:
             )
         self.rank = int(os.environ["RANK"]) if self.size > 1 else 0
         self.first = self.rank == 0
-        self._meeting = Ranks(self.rank, self.size)
+        self._meeting = Ranks()
         self.first_here = self.size == 1 or os.environ["LOCAL_RANK"] == "0"
         accelerator = device.partition(":")[0]
         if self.size == 1:
@@ -78,6 +79,7 @@ class TrainingRanks:
         if gpu is not None:
             torch.cuda.set_device(gpu)
         meet("gloo" if gpu is None else "nccl", device=gpu)
+        self._meeting = Ranks(self.rank, self.size, dist.new_group(backend="gloo", timeout=WORK))
         # Parameters that a step leaves without a gradient are looked for, as methods and frozen parts leave some. Also,
         # the buckets in which gradients are added up then never change, so that a resumed run adds in the same order.
         ddp = DDPStrategy(find_unused_parameters=True)
@@ -114,11 +116,7 @@ class TrainingRanks:
 
     def tell(self, value: T) -> T:
         """Give the value of rank 0."""
-        if self.size == 1:
-            return value
-        box = [value]
-        dist.broadcast_object_list(box, src=0)
-        return box[0]
+        return self._meeting.tell(value)
 
     def same_(self, model: nn.Module) -> None:
         """Give the model of every process the weights of rank 0."""
@@ -255,7 +253,15 @@ def synced_norms(model: nn.Module) -> Iterator[tuple[int, int]]:
 def job() -> str | None:
     """Name the ``torchrun`` job of this process by what stays the same when it restarts its processes."""
     run = os.environ.get("TORCHELASTIC_RUN_ID")
-    return None if run is None else f"{run}/{os.getppid()}"
+    return None if run is None else f"{run}/{os.getppid()}/{_started(os.getppid())}"
+
+
+def _started(process: int) -> str:
+    """Say when a process began, in ticks since the machine did; containers give every launcher the same number."""
+    try:
+        return Path(f"/proc/{process}/stat").read_text(encoding="utf-8").rpartition(")")[2].split()[19]
+    except (OSError, IndexError):
+        return ""
 
 
 @contextmanager
