@@ -15,6 +15,22 @@ RESULTS = ROOT / "benchmarks" / "results"
 TARGET = ROOT / "src" / "hardy" / "methods" / "measured.json"
 STEP = "2026-11-20_methods_speed"
 QUALITY = "2026-11-20_methods_digits"
+GRID = "2026-11-20_full_scale_cpu"
+ARMS = {  # arm of the grid -> the method it is, at its defaults
+    "lfm": "lfm",
+    "masks 0.5": "defective_conv",
+    "drop_block": "drop_block",
+    "random_erasing": "random_erasing",
+    "mixup": "mixup",
+}
+GRID_POINTS = {
+    "clean/all": "clean",
+    "corruptions/mean accuracy": "corruptions",
+    "eps_curve/linf 2/255": "white-box PGD-20 at 2/255",
+    "white_box/pgd": "at 8/255",
+    "transfer/source": "transfer at 8/255",
+    "transfer/gray-box": "gray-box at 8/255",
+}
 POINTS = {  # point of the result -> how a card calls it
     "clean/clean": "clean",
     "noise/sigma 0.12": "Gaussian noise 0.12",
@@ -39,14 +55,7 @@ def cost() -> dict[str, Any]:
 
 def gain() -> dict[str, Any]:
     found = read(QUALITY)
-    methods = {}
-    for name in found["arms"]:
-        if name != "plain":
-            rows = {said: found["points"][point][f"{name} - plain"] for point, said in POINTS.items()}
-            methods[name] = ", ".join(
-                f"{said} {100 * row['mean']:+.1f} [{100 * row['low']:+.1f}, {100 * row['high']:+.1f}]"
-                for said, row in rows.items()
-            )
+    methods = {name: differences(found, name, POINTS) for name in found["arms"] if name != "plain"}
     what = (
         f"Digits, CIFAR ResNet-8, {found['seeds']} paired seeds, accuracy minus that of the plain net in points with "
         f"its 95 % interval, attacks at {found['threat']}"
@@ -54,9 +63,28 @@ def gain() -> dict[str, Any]:
     return {"what": what, "folder": QUALITY, "methods": methods}
 
 
+def grid() -> dict[str, Any]:
+    found = read(GRID)
+    methods = {name: differences(found, arm, GRID_POINTS) for arm, name in ARMS.items()}
+    size = found["size"]
+    what = (
+        f"CIFAR-10, {size['images']:,} training images, ResNet-20, {size['epochs']} epochs, {found['seeds']} paired "
+        "seeds, accuracy minus that of the plain net in points with its 95 % interval"
+    )
+    return {"what": what, "folder": GRID, "methods": methods}
+
+
+def differences(found: Any, arm: str, points: dict[str, str]) -> str:
+    rows = {said: found["points"][point][f"{arm} - plain"] for point, said in points.items()}
+    return ", ".join(
+        f"{said} {100 * row['mean']:+.1f} [{100 * row['low']:+.1f}, {100 * row['high']:+.1f}]"
+        for said, row in rows.items()
+    )
+
+
 def figures() -> str:
     """Give the whole file."""
-    return json.dumps({"cost": cost(), "gain": gain()}, indent=1) + "\n"
+    return json.dumps({"cost": cost(), "gain": gain(), "grid": grid()}, indent=1) + "\n"
 
 
 if __name__ == "__main__":

@@ -1,5 +1,6 @@
 """What the documents show is what the code does: generated pages, README code, recipes, links."""
 
+import dataclasses
 import importlib.util
 import re
 import shlex
@@ -13,6 +14,7 @@ from typer.testing import CliRunner
 
 import hardy
 from hardy.cli.main import app
+from hardy.comparing import CompareRecipe, load_grid
 from hardy.evaluation import AXES
 from hardy.methods import METHODS, DefectiveConv, LocalFeatureMasking
 from hardy.training import load_recipe
@@ -42,7 +44,7 @@ def test_generated_pages_are_up_to_date(name: str) -> None:
 
 @pytest.mark.parametrize("path", sorted((ROOT / "recipes").glob("*.toml")), ids=lambda p: p.name)
 def test_recipes_are_valid(path: Path) -> None:
-    load_recipe(path)
+    (load_grid if path.name.startswith("compare_") else load_recipe)(path)
 
 
 def test_the_figures_on_the_cards_are_those_of_the_results() -> None:
@@ -128,6 +130,15 @@ def test_the_loop_of_the_readme_runs_as_pasted() -> None:
     scope["attached"].detach()
     assert list(model.state_dict()) == list(before)
     assert len(hardy.attachments(scope["plain"])) == 1
+
+
+def test_the_page_about_comparisons_has_every_key_and_its_recipe_is_valid(tmp_path: Path) -> None:
+    page = (ROOT / "docs" / "compare.md").read_text(encoding="utf-8")
+    file = tmp_path / "grid.toml"
+    file.write_text(re.findall(r"```toml\n(.*?)```", page, re.DOTALL)[0])
+    assert list(load_grid(file).compare.arms) == ["plain", "lfm"]
+    for field in dataclasses.fields(CompareRecipe):
+        assert f"| `{'arms.NAME.methods' if field.name == 'arms' else field.name}` |" in page
 
 
 def test_the_recipe_of_the_readme_is_valid(tmp_path: Path) -> None:

@@ -2,6 +2,7 @@
 
 import copy
 import dataclasses
+import functools
 import math
 import pickle
 import tomllib
@@ -15,9 +16,11 @@ import torch
 import torch.nn.functional as F
 import torchvision
 from torch import Tensor, nn
+from torch.utils._python_dispatch import TorchDispatchMode
 
 import hardy.methods
 from hardy import config, seeding
+from hardy.inserts import passes_per_image
 from hardy.methods import CARDS, METHODS, Method
 from hardy.objective import Objective
 from hardy.surgery import Insert, attach, attachments, strip
@@ -44,6 +47,16 @@ STRONG: dict[str, dict[str, Any]] = {  # so that every image is changed
     "cutout": {"fill": 0.0},
     "mixup": {"alpha": 2.0},
     "cutmix": {"p": 1.0},
+    "fpcc": {"eps": 0.1, "p": 0.5},
+    "sfm": {"eps": 0.1},
+    "cfs": {"p": 0.5},
+    "pro": {},
+    "pgd_at": {"eps": 0.1, "steps": 2, "step_size": 0.1},
+    "trades": {"eps": 0.1, "steps": 2, "step_size": 0.1},
+    "mart": {"eps": 0.1, "steps": 2, "step_size": 0.1},
+    "fast_at": {"eps": 0.1},
+    "free_at": {"eps": 0.1, "replays": 3},
+    "awp": {"gamma": 0.1},
     "augmix": {"severity": 10.0, "jsd": 0.0},  # with jsd the task loss is of the clean images
 }
 
@@ -119,8 +132,10 @@ CANNOT = {
 }
 INSTEAD: dict[str, Callable[[], nn.Module]] = {"stochastic_depth": Sums, "margin_bound": vgg}
 UNMASKED = {"margin_bound"}  # refuse nets with live masks
-DRAWS = {name for name, card in CARDS.items() if card.kind != "loss" and name != "soft_threshold"}
-LEARNS = {"soft_threshold"}  # has parameters of its own
+ALONE = {"trades", "mart", "fast_at", "free_at"}  # make adversarial images, as pgd_at does
+AROUND = {"awp"}  # change what is done around the objective, and not the objective
+DRAWS = {name for name, card in CARDS.items() if card.kind != "loss" and name != "soft_threshold"} | {"mart"}
+LEARNS = {"soft_threshold", "fpcc", "pro"}  # have parameters of their own
 
 
 def can(name: str, net: str) -> bool:
@@ -154,6 +169,12 @@ def make_for(name: str, net: str) -> nn.Module:
 
 def strong(name: str) -> Method:
     method: Method = METHODS[name](**STRONG[name])
+    return method
+
+
+def quick(name: str) -> Method:
+    """Make the method with its defaults; one that searches takes one step."""
+    method: Method = METHODS[name](**({"steps": 1} if name in {"pgd_at", "trades", "mart"} else {}))
     return method
 
 
@@ -210,7 +231,7 @@ def test_trains_on_any_net_and_leaves_no_trace(name: str, net: str, x: Tensor, y
     model = make(net)
     tree, before, rng = list(model.named_modules()), copy.deepcopy(model.state_dict()), torch.get_rng_state()
     modes, plain = [m.training for m in model.modules()], copy.deepcopy(model)
-    a = METHODS[name]().attach(model, example=x, seed=0)
+    a = quick(name).attach(model, example=x, seed=0)
     assert [a.name for a in attachments(model)] == [name] and a.insert.live is CARDS[name].live
     assert bool(a.sites) is (CARDS[name].kind == "layer")
     # paired: neither weights nor modes nor the global generator have moved
@@ -243,7 +264,7 @@ class TestEach:
         _, losses = Objective(model)(x, y, KEY)
         torch.manual_seed(1)
         _, plain = Objective(twin)(x, y, KEY)
-        assert abs(sum(losses.values()) - plain["task"]) > 1e-5
+        assert bool(abs(sum(losses.values()) - plain["task"]) > 1e-5) is (name not in AROUND)
         model = make(net)
         strong(name).attach(model, example=x, seed=0)
         for each in (model.eval(), Objective(model).eval()):
@@ -263,7 +284,9 @@ class TestEach:
         METHODS[name]().attach(model, example=x, seed=0)
         assert (len(list(model.parameters())) > parameters) is (name in LEARNS)
         added = [key for key in model.state_dict() if key not in keys]
-        assert bool(added) is CARDS[name].live and all(key.startswith(f"_hardy.{name}.") for key in added)
+        assert bool(added) is (CARDS[name].live or name in LEARNS) and all(
+            key.startswith(f"_hardy.{name}.") for key in added
+        )
 
     def test_copies_by_deepcopy_and_pickle_compute_the_same(self, name: str, net: str, x: Tensor, y: Tensor) -> None:
         model = make(net)
@@ -295,10 +318,8 @@ class TestForms:
         seen: list[torch.dtype] = []
         model = make_for(name, "vgg")
         a = strong(name).attach(model, example=x, seed=0)
-        for tap in a.insert.taps:
-            tap.get_submodule("layer").register_forward_hook(
-                lambda _m, args, out: seen.extend([args[0].dtype, out.dtype])
-            )
+        for tap in (tap for tap in a.insert.taps if isinstance(tap, After)):
+            tap.layer.register_forward_hook(lambda _m, args, out: seen.extend([args[0].dtype, out.dtype]))
         with torch.autocast("cpu", dtype=torch.bfloat16):
             logits, losses = Objective(model)(x, y, KEY)
         assert logits.dtype == torch.bfloat16 and losses["task"].dtype == torch.float32
@@ -339,7 +360,7 @@ class TestForms:
     def test_odd_sizes(self, name: str, size: tuple[int, int], y: Tensor) -> None:
         model, x = make_for(name, "in_place"), torch.rand(4, 3, *size)
         strong(name).attach(model, example=x[:1], seed=0)
-        Objective(model)(x, y, KEY)[1]["task"].backward()
+        torch.stack(list(Objective(model)(x, y, KEY)[1].values())).sum().backward()
         assert all(p.grad is not None and p.grad.isfinite().all() for p in model.parameters())
 
     def test_soft_labels(self, name: str, x: Tensor) -> None:
@@ -357,10 +378,56 @@ class TestForms:
         assert logits.dtype == torch.float64
 
 
+class Counted(TorchDispatchMode):
+    """Counts the images that go forward and backward through the first convolution of :func:`vgg`."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.forward = self.backward = 0
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        if func is torch.ops.aten.convolution.default and args[1].shape == (8, 3, 3, 3):
+            self.forward += len(args[0])
+        if func is torch.ops.aten.convolution_backward.default and args[2].shape == (8, 3, 3, 3):
+            self.backward += len(args[0])
+        return func(*args, **(kwargs or {}))
+
+
+@pytest.mark.parametrize(
+    "methods",
+    [
+        *([METHODS[name]()] for name in METHODS),
+        *([strong(name)] for name in METHODS),
+        *([METHODS[name](), METHODS["awp"]()] for name in ("pgd_at", "trades", "mart", "fast_at", "augmix")),
+        [METHODS["mixup"](), METHODS["pgd_at"](steps=3), METHODS["spatial_dropout"]()],
+        [METHODS["augmix"](), METHODS["free_at"](replays=2)],
+        [METHODS["awp"](), METHODS["awp"](), METHODS["fast_at"]()],
+    ],
+    ids=lambda methods: "+".join(type(method).__name__ for method in methods),
+)
+def test_a_step_makes_the_passes_that_its_methods_declare(methods: list[Any], x: Tensor, y: Tensor) -> None:
+    torch.manual_seed(0)
+    model = Sums() if isinstance(methods[0], METHODS["stochastic_depth"]) else vgg()
+    attached = attach(model, methods, example=x, seed=0)
+    objective, counted = Objective(model), Counted()
+
+    def closure() -> dict[str, Tensor]:
+        _, losses = objective(x, y, KEY)
+        torch.stack(list(losses.values())).sum().backward()
+        return losses
+
+    around = closure
+    for attachment in reversed(attached):
+        around = functools.partial(attachment.insert.around_step, around, lambda: None)
+    with counted:
+        around()
+    assert (counted.forward / 4, counted.backward / 4) == passes_per_image([a.insert for a in attached])
+
+
 @pytest.mark.parametrize("name", LAYERS)
 def test_there_must_be_a_site(name: str) -> None:
     with pytest.raises(hardy.errors.ParameterError, match="sites must be one or more names"):
-        METHODS[name](sites=())
+        METHODS[name](**{"pattern_sites" if name == "fpcc" else "sites": ()})
 
 
 class TestTogether:
@@ -368,8 +435,8 @@ class TestTogether:
     def test_all_at_once_train_and_detach(self, net: str, x: Tensor, y: Tensor) -> None:
         model = make(net)
         tree, want = list(model.named_modules()), copy.deepcopy(model).eval()(x)
-        names = [name for name in METHODS if can(name, net) and name not in UNMASKED]
-        a = attach(model, [METHODS[name]() for name in names], example=x, seed=0)
+        names = [name for name in METHODS if can(name, net) and name not in UNMASKED | ALONE]
+        a = attach(model, [quick(name) for name in names], example=x, seed=0)
         assert [each.name for each in a] == names
         logits, losses = Objective(model, a)(x, y, KEY)
         losses["task"].backward()
@@ -384,7 +451,8 @@ class TestTogether:
 
     def test_order_does_not_matter_to_what_each_draws(self, x: Tensor, y: Tensor) -> None:
         logits = []
-        names = [name for name in METHODS if CARDS[name].kind != "input" and can(name, "in_place")]  # one input method
+        one_input = {name for name in METHODS if CARDS[name].kind != "input"} - {"fpcc"}
+        names = [name for name in METHODS if name in one_input - ALONE and can(name, "in_place")]
         for order in ([*names, "gaussian_noise"], ["gaussian_noise", *reversed(names)]):
             model = make("in_place")
             attach(model, [METHODS[name]() for name in order], example=x, seed=0)
@@ -404,14 +472,15 @@ class TestTogether:
 
     def test_forward_features_of_timm_is_the_whole_without_its_head(self, x: Tensor) -> None:
         model = make("timm_resnet").eval()
-        attach(model, [METHODS[name]() for name in METHODS if can(name, "timm_resnet")], example=x, seed=0)
+        attach(model, [METHODS[n]() for n in METHODS if can(n, "timm_resnet") and n not in ALONE], example=x, seed=0)
         for _ in range(2):
             assert torch.equal(model.forward_head(model.forward_features(x)), model(x))  # type: ignore[operator]
 
     def test_one_that_cannot_leaves_nothing(self, x: Tensor) -> None:
         model = make("in_place")
         tree = list(model.named_modules())
-        methods = [*(METHODS[name]() for name in METHODS if can(name, "in_place")), METHODS["lfm"](sites=("nowhere",))]
+        names = [name for name in METHODS if can(name, "in_place") and name not in ALONE]
+        methods = [*(METHODS[name]() for name in names), METHODS["lfm"](sites=("nowhere",))]
         with pytest.raises(hardy.errors.LayerNotFoundError, match="nowhere"):
             attach(model, methods, example=x, seed=0)
         assert list(model.named_modules()) == tree and hooks(model) == 0

@@ -85,7 +85,59 @@ FIELDS: dict[str, dict[str, tuple[Any, Any]]] = {
         "sites": (("bottom",), ("top",)),
     },
     "row_norm": {"bound": (10.0, 0.5), "sites": (("*",), ("stem",))},
+    "fpcc": {
+        "eps": (0.1, 0.2),
+        "noise": ("sign", "uniform"),
+        "p": (0.5, 0.1),
+        "rescale": (False, True),
+        "weight": (1.0, 0.1),
+        "normalise": ("zscore", "minmax"),
+        "distance": ("l1", "cosine"),
+        "patterns": ("learned", "ema"),
+        "momentum": (0.9, 0.5),
+        "weight_decay": (True, False),
+        "drop_sites": (("blocks",), ("*.conv1",)),
+        "pattern_sites": (("blocks",), ("*.conv1",)),
+    },
+    "sfm": {"eps": (0.1, 0.2), "noise": ("sign", "uniform")},
+    "cfs": {"p": (0.5, 0.1), "rescale": (False, True), "sites": (("blocks",), ("*.conv1",))},
+    "pro": {
+        "weight": (1.0, 0.1),
+        "normalise": ("zscore", "minmax"),
+        "distance": ("l1", "l2"),
+        "patterns": ("learned", "ema"),
+        "momentum": (0.9, 0.5),
+        "weight_decay": (True, False),
+        "sites": (("blocks",), ("*.conv1",)),
+    },
+    "pgd_at": {
+        "norm": ("linf", "l2"),
+        "eps": (0.1, 0.02),
+        "steps": (2, 1),
+        "step_size": (0.02, 0.05),
+        "random_start": (True, False),
+    },
+    "trades": {
+        "beta": (6.0, 1.0),
+        "norm": ("linf", "l2"),
+        "eps": (0.1, 0.02),
+        "steps": (2, 1),
+        "step_size": (0.02, 0.05),
+    },
+    "mart": {
+        "weight": (5.0, 1.0),
+        "norm": ("linf", "l2"),
+        "eps": (0.1, 0.02),
+        "steps": (2, 1),
+        "step_size": (0.02, 0.05),
+    },
+    "fast_at": {"eps": (0.03, 0.1), "alpha": (1.25, 0.5)},
+    "free_at": {"eps": (0.03, 0.1), "replays": (2, 3)},
+    "awp": {"gamma": (0.005, 0.1)},
 }
+ADVERSARIAL = {"pgd_at", "trades", "mart", "fast_at", "free_at"}  # a net can have one of them
+TASKS = {"label_smoothing", "mart"}  # define the task loss
+LATER = {"momentum", "weight_decay"}  # of pro and fpcc, change later steps alone: see test_pro.py
 CHAINS = {"margin_bound"}  # work on feed-forward nets without live masks only
 UNCHAINED = {"stochastic_depth", "defective_conv", "soft_threshold"}  # need shortcuts, or are live
 ACTIVE: dict[str, dict[str, Any]] = {  # so that every image is changed while another field is looked at
@@ -96,6 +148,8 @@ ACTIVE: dict[str, dict[str, Any]] = {  # so that every image is changed while an
     "cutmix": {"p": 1.0},
     "stochastic_depth": {"p": 0.9},
     "row_norm": {"bound": 0.5},
+    **{name: {"steps": 2, "step_size": 0.05} for name in ("pgd_at", "trades", "mart")},
+    "free_at": {"replays": 2},
 }
 KEY = seeding.keys(seeding.root(0, "images"), torch.arange(8))
 
@@ -118,9 +172,16 @@ def y() -> Tensor:
 def step_of(name: str, method: Method, x: Tensor, y: Tensor) -> list[Tensor]:
     """Give the losses and one gradient of a training step."""
     model = build("cifar_resnet8", name)
-    attach(model, [method], example=x, seed=0)
-    _, losses = Objective(model)(x, y, KEY)
-    torch.stack(list(losses.values())).sum().backward()
+    held = attach(model, [method], example=x, seed=0)[0].insert
+    objective, optimizer = Objective(model), torch.optim.SGD(model.parameters(), lr=0.1)
+
+    def closure() -> dict[str, Tensor]:
+        optimizer.zero_grad()
+        _, losses = objective(x, y, KEY)
+        torch.stack(list(losses.values())).sum().backward()
+        return losses
+
+    losses = held.around_step(closure, optimizer.step)
     first = next(p.grad for p in model.parameters() if p.grad is not None)
     return [*losses.values(), first]
 
@@ -139,7 +200,9 @@ def test_the_table_above_is_complete() -> None:
     }
 
 
-@pytest.mark.parametrize(("name", "field"), [(name, field) for name, fields in FIELDS.items() for field in fields])
+@pytest.mark.parametrize(
+    ("name", "field"), [(name, field) for name, fields in FIELDS.items() for field in fields if field not in LATER]
+)
 def test_attach_passes_every_field_on(name: str, field: str, x: Tensor, y: Tensor) -> None:
     base = METHODS[name](**{k: v for k, v in ACTIVE.get(name, {}).items() if k != field})
     one, same, other = (
@@ -178,7 +241,7 @@ def test_a_resumed_run_equals_one_that_never_stopped(name: str, net: str, x: Ten
 @pytest.mark.parametrize("name", METHODS)
 def test_a_trained_net_is_saved_and_loaded_bit_for_bit(name: str, x: Tensor, y: Tensor, tmp_path: Path) -> None:
     model = build("cifar_resnet8", name)
-    attach(model, [METHODS[name]()], example=x, seed=3)
+    attach(model, [METHODS[name](**ACTIVE.get(name, {}) if name in ADVERSARIAL else {})], example=x, seed=3)
     objective = Objective(model)
     train(objective, torch.optim.SGD(objective.parameters(), lr=0.1), x, y, range(2))
     hardy.save(model.eval(), tmp_path / "m.safetensors")
@@ -206,8 +269,14 @@ def test_any_two_compose_and_come_off_again(first: str, second: str, x: Tensor, 
     tree, want = list(model.named_modules()), copy.deepcopy(model).eval()(x)
     if CHAINS & {first, second} and UNCHAINED & {first, second}:
         pytest.skip("a pair that works on no net at all: tests/methods/test_margin_bound.py")
-    attached = attach(model, [METHODS[first](), METHODS[second]()], example=x, seed=0)
-    if first == second == "label_smoothing":
+    methods = [METHODS[name](**ACTIVE.get(name, {}) if name in ADVERSARIAL else {}) for name in (first, second)]
+    if {first, second} <= ADVERSARIAL or {first, second} == {"free_at", "awp"}:
+        with pytest.raises(AttachError, match=r"only one method can make|cannot be combined"):
+            attach(model, methods, example=x, seed=0)
+        assert list(model.named_modules()) == tree
+        return
+    attached = attach(model, methods, example=x, seed=0)
+    if {first, second} <= TASKS:
         with pytest.raises(AttachError, match="only one method can define the task loss"):
             Objective(model)
     else:

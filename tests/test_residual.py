@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from hardy.models.cifar_resnet import cifar_resnet_6n2
-from hardy.residual import residual_branches
+from hardy.residual import Block, residual_blocks, residual_branches
 from hardy.surgery import Insert, after, capture
 
 
@@ -117,3 +117,40 @@ class TestResidual:
             if getattr(net.get_submodule(block), "downsample", None) is None:
                 want = seen[f"{block}@input"]
                 assert torch.equal(seen[block], want.relu() if name == "resnet18" else want)
+
+
+class Entries(nn.Module):
+    """A block without a module of its own, with a projection, behind a pre-activation that both sides share."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.stem, self.norm = nn.Conv2d(3, 8, 3, padding=1), nn.BatchNorm2d(8)
+        self.short, self.conv1 = nn.Conv2d(8, 16, 1, 2), nn.Conv2d(8, 16, 3, 2, padding=1)
+        self.deep, self.conv2 = nn.Conv2d(16, 16, 3, padding=1, groups=16), nn.Conv2d(16, 16, 1)
+        self.squeeze = nn.Conv2d(16, 16, 1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = torch.relu(self.norm(self.stem(x)))
+        y = self.conv2(self.deep(torch.relu(self.conv1(x))))
+        y = y * self.squeeze(y.mean((2, 3), keepdim=True)).sigmoid()
+        return (self.short(x) + y).mean((2, 3))
+
+
+class TestBlocks:
+    def test_blocks_name_their_entry_last_convolution_and_projection(self) -> None:
+        assert residual_blocks(Entries(), images(8)) == (
+            Block(entry=("conv1@input", "short@input"), conv="conv2", projection="short"),
+        )
+        blocks = residual_blocks(timm.create_model("resnet18", num_classes=3), images(32))
+        assert blocks[0] == Block(("layer1.0.conv1@input",), "layer1.0.conv2", None)
+        entry = ("layer2.0.conv1@input", "layer2.0.downsample@input")
+        assert blocks[2] == Block(entry, "layer2.0.conv2", "layer2.0.downsample.0")
+        assert len(blocks) == 8
+
+    def test_there_are_as_many_as_branches(self) -> None:
+        for name in ("res2net50_26w_4s", "regnety_002", "mobilenetv3_small_050"):
+            model = timm.create_model(name, num_classes=3)
+            assert len(residual_blocks(model, images(64))) == len(residual_branches(model, images(64)))
+
+    def test_a_net_without_sums_has_none(self) -> None:
+        assert residual_blocks(Fork(), images(8)) == residual_blocks(Slices(), images(8)) == ()

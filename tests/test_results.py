@@ -41,6 +41,7 @@ def result(**change: Any) -> Result:
         "threat": Threat("linf", 8 / 255), "seed": 0, "axes": axes,
         "checks": (Check(code="mode", status="pass", evidence="eval mode"),),
         "methods": ("LocalFeatureMasking(p=0.15)",),
+        "training_passes": {"forward_passes": 33.0, "backward_passes": 30.0},
         "command": "hardy evaluate", "environment": {"torch": "2"}, "seconds": 1.5, "outcomes_by_point": outcomes,
         "arrays": {"labels": np.arange(4), "pictures": np.zeros((2, 3, 3, 1), np.uint8)},
     }  # fmt: skip
@@ -304,6 +305,13 @@ class TestScores:
         sure = mean_score("m", np.ones(10), kind="accuracy")
         assert (sure.low, sure.high) == wilson(10, 10)
         assert mean_score("m", np.array([0.3]), kind="error").low is None
+
+    def test_formats_before_4_know_no_training_passes_and_are_still_read(self, saved: Path) -> None:
+        data = json.loads(saved.read_text())
+        data["format"] = 3
+        assert data.pop("training_passes") == {"forward_passes": 33.0, "backward_passes": 30.0}
+        saved.write_text(json.dumps(data))
+        assert Result.read(saved).training_passes == {}
 
     def test_format_1_has_no_scores_and_is_still_read(self, saved: Path) -> None:
         data = json.loads(saved.read_text())

@@ -1,12 +1,13 @@
-"""Which method for which threat? The evidence grid on CIFAR-10, as much of it as the minutes allow.
+"""Which method for which threat? The evidence grids on CIFAR-10, as much of them as the minutes allow.
 
-Questions: do the ordering claims of the random-mask text hold (bottom beats top; transfer robustness rises and clean
-accuracy falls as fewer neurons are kept; one mask for all channels against one for each)? Which knobs of Local Feature
-Masking matter (gate, channels, fill, position, box or stripe), and does it beat dropout, DropBlock, Cutout, random
-erasing, mixup and label smoothing at equal cost?
+Questions of ``--grid features``: do the ordering claims of the random-mask text hold (bottom beats top; transfer
+robustness rises and clean accuracy falls as fewer neurons are kept; one mask for all channels against one for each)?
+Which knobs of Local Feature Masking matter (gate, channels, fill, position, box or stripe), and does it beat dropout,
+DropBlock, Cutout, random erasing, mixup and label smoothing at equal cost? Of ``--grid patterns``: what do the parts of
+FPCC buy alone, in pairs and together, is there gradient masking, and do they beat adversarial training of equal cost?
 
 Rule, written before the runs: a difference counts where the 95 % t-interval over paired seeds excludes 0. Three seeds
-allow a look, five a claim. The last epoch is evaluated; nothing is selected on test images. A claim (``CLAIMS``) holds
+allow a look, five a claim. The last epoch is evaluated; nothing is selected on test images. A claim (arms.py) holds
 if its difference counts in the direction claimed, is reversed if it counts in the other, else it is open.
 
     python benchmarks/quality/full_scale.py --minutes 60 --data DIR            (small grid on a CPU, full on a GPU)
@@ -29,7 +30,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from arms import ARMS, CLAIMS, Arm, Table
+from arms import GRIDS, Arm, Grid, Table
 from small_scale import interval
 
 import hardy
@@ -60,15 +61,18 @@ class Scale:
     precision: str
     compile: bool
     test_images: int
+    strong_images: int
     severities: tuple[int, ...]
     workers: int
 
 
 SCALES = {
-    "cpu": Scale("cifar_resnet20", "cifar_resnet20", 10_000, 8, 0.01, "cosine", 1.0, "bf16-mixed", False, 256, (3,), 2),
+    "cpu": Scale(
+        "cifar_resnet20", "cifar_resnet20", 10_000, 8, 0.01, "cosine", 1.0, "bf16-mixed", False, 256, 64, (3,), 2
+    ),
     "gpu": Scale(
         *("cifar_resnet18", "cifar_densenet121", None, 30, 0.05, "one_cycle", 0.0),
-        *("bf16-mixed", True, 1000, (1, 2, 3, 4, 5), 1),
+        *("bf16-mixed", True, 1000, 500, (1, 2, 3, 4, 5), 1),
     ),
 }
 
@@ -78,9 +82,10 @@ class OutOfTimeError(Exception):
 
 
 @dataclass(frozen=True)
-class Grid:
+class Task:
     """What every cell needs to know."""
 
+    question: str
     scale: Scale
     data: str
     work: Path
@@ -88,6 +93,11 @@ class Grid:
     device: str
     seeds: int
     until: float  # of time.time()
+
+    @property
+    def grid(self) -> Grid:
+        """The arms and the claims."""
+        return GRIDS[self.question]
 
     def watch(self, *_: object) -> None:
         """Stop when the minutes are over."""
@@ -107,16 +117,16 @@ class Grid:
         return hardy.load(self.folder(arm, seed) / "model.safetensors").to(self.device)
 
 
-def recipe(arm: str, seed: int, grid: Grid) -> Recipe:
+def recipe(arm: str, seed: int, task: Task) -> Recipe:
     """Describe a training; the arm "source" is the plain net that transferred images are made on."""
-    s, row = grid.scale, ARMS.get(arm, Arm())
+    s, row = task.scale, task.grid.arms.get(arm, Arm())
     return Recipe(
         seed=seed,
         model=ModelRecipe(name=s.source if arm == "source" else s.net, args=dict(row.net or {})),
-        data=DataRecipe(name=grid.data, limit=s.images, val_fraction=s.val_fraction),
+        data=DataRecipe(name=task.data, limit=s.images, val_fraction=s.val_fraction),
         methods=row.methods,
         train=TrainRecipe(
-            epochs=s.epochs,
+            epochs=max(1, round(s.epochs * row.epochs)),
             schedule=s.schedule,  # type: ignore[arg-type]
             warmup_epochs=s.warmup_epochs,
             precision=s.precision,  # type: ignore[arg-type]
@@ -126,14 +136,14 @@ def recipe(arm: str, seed: int, grid: Grid) -> Recipe:
     )
 
 
-def fit(arm: str, seed: int, grid: Grid) -> bool:
+def fit(arm: str, seed: int, task: Task) -> bool:
     """Train one net, as far as the time goes; say whether it is done."""
-    folder = grid.folder(arm, seed)
+    folder = task.folder(arm, seed)
     if (folder / "model.safetensors").exists():
         return True
     try:
-        grid.watch()
-        run = train(recipe(arm, seed, grid), out=folder, resume=True, device=grid.device, on_progress=grid.watch)
+        task.watch()
+        run = train(recipe(arm, seed, task), out=folder, resume=True, device=task.device, on_progress=task.watch)
     except OutOfTimeError:
         return False
     said = f"{arm} {seed}: validation {run.history[-1]['val_accuracy']:.3f}, {run.seconds:.0f} s of training"
@@ -142,20 +152,20 @@ def fit(arm: str, seed: int, grid: Grid) -> bool:
 
 
 def evaluate(
-    grid: Grid, name: str, net: torch.nn.Module, *, seed: int, siblings: list[tuple[str, Any]], journal: Path
+    task: Task, name: str, net: torch.nn.Module, *, seed: int, siblings: list[tuple[str, Any]], journal: Path
 ) -> Result:
     """Measure clean, noise, corruptions, texture, white-box at several budgets, transfer and gray-box."""
-    images = load_data(grid.data, split="test", limit=grid.scale.test_images)
+    images = load_data(task.data, split="test", limit=task.scale.test_images)
     return hardy.evaluate(
         net,
-        images.images().to(grid.device),
-        images.y.to(grid.device),
+        images.images().to(task.device),
+        images.y.to(task.device),
         threat=Threat("linf", 8 / 255),
         axes=["clean", "calibration", "noise", "corruptions", "texture", "white_box", "eps_curve", "transfer"],
         suite=[PGD(steps=20)],
-        sources=[("source", grid.net("source", grid.seeds))],
+        sources=[("source", task.net("source", task.seeds))],
         siblings=siblings,
-        rows=images.index.to(grid.device),
+        rows=images.index.to(task.device),
         seed=seed,
         batch_size=256,
         budget=Budget(
@@ -164,14 +174,43 @@ def evaluate(
             cutoffs=(0.3,),
             transfer_eps=(16 / 255,),
             transfer_steps=20,
-            severities=grid.scale.severities,
+            severities=task.scale.severities,
         ),
         journal=journal,
         model_name=name,
         class_names=images.class_names,
         command="python benchmarks/quality/full_scale.py",
-        on_progress=grid.watch,
+        on_progress=task.watch,
     )
+
+
+def strong(net: torch.nn.Module, *, seed: int, task: Task, journal: Path) -> tuple[dict[str, float], Table]:
+    """Give accuracies under the standard suite and under PGD-30 from the image itself, and what all checks say."""
+    images = load_data(task.data, split="test", limit=task.scale.strong_images)
+    x, y = images.images().to(task.device), images.y.to(task.device)
+    threat = Threat("linf", 8 / 255)
+    result = hardy.evaluate(
+        net,
+        x,
+        y,
+        threat=threat,
+        axes=["clean", "white_box"],
+        suite="standard",
+        checks="full",
+        rows=images.index.to(task.device),
+        seed=seed,
+        batch_size=256,
+        journal=journal,
+        on_progress=task.watch,
+    )
+    steps = PGD(steps=30, step_size=2 / 255, random_start=False)
+    found = hardy.attack(net, x, y, steps, threat=threat, seed=seed, batch_size=256)
+    points = {
+        "strong/clean": result.accuracy("clean"),
+        "strong/standard": result.accuracy("white_box"),
+        "strong/PGD-30 without random start": 1 - float(found.success.float().mean()),
+    }
+    return points, {c.code: c.status for c in result.checks if c.status not in {"pass", "not_run"}}
 
 
 def numbers(result: Result) -> dict[str, float]:
@@ -184,35 +223,40 @@ def numbers(result: Result) -> dict[str, float]:
 
 
 @torch.no_grad()
-def clean(net: torch.nn.Module, grid: Grid) -> float:
+def clean(net: torch.nn.Module, task: Task) -> float:
     """Give the accuracy on all test images."""
-    data = load_data(grid.data, split="test")
-    right = [(net(x.to(grid.device)).argmax(1).cpu() == y).sum() for x, y in data.batches(500)]
+    data = load_data(task.data, split="test")
+    right = [(net(x.to(task.device)).argmax(1).cpu() == y).sum() for x, y in data.batches(500)]
     return int(torch.stack(right).sum()) / len(data)
 
 
-def measure(arm: str, seed: int, grid: Grid) -> bool:
+def measure(arm: str, seed: int, task: Task) -> bool:
     """Evaluate one net and write its record; say whether it is done."""
-    path = grid.record(arm, seed)
+    path = task.record(arm, seed)
     if path.exists():
         return True
-    other = (seed + 1) % grid.seeds
-    needed = [grid.folder(*cell) / "model.safetensors" for cell in [(arm, seed), (arm, other), ("source", grid.seeds)]]
+    other = (seed + 1) % task.seeds
+    needed = [task.folder(*cell) / "model.safetensors" for cell in [(arm, seed), (arm, other), ("source", task.seeds)]]
     if not all(file.exists() for file in needed):
         return False
     try:
-        grid.watch()
-        net = grid.net(arm, seed)
-        siblings = [("gray-box", grid.net(arm, other))] if grid.seeds > 1 else []
-        result = evaluate(grid, arm, net, seed=seed, siblings=siblings, journal=grid.folder(arm, seed) / "journal")
+        task.watch()
+        net = task.net(arm, seed)
+        siblings = [("gray-box", task.net(arm, other))] if task.seeds > 1 else []
+        result = evaluate(task, arm, net, seed=seed, siblings=siblings, journal=task.folder(arm, seed) / "journal")
+        more, found = (
+            strong(net, seed=seed, task=task, journal=task.folder(arm, seed) / "journal")
+            if task.grid.strong
+            else ({}, {})
+        )
     except OutOfTimeError:
         return False
-    rows = RunFolder(grid.folder(arm, seed)).rows()
+    rows = RunFolder(task.folder(arm, seed)).rows()
     document = {
         "arm": arm,
         "seed": seed,
-        "points": {"clean/all": clean(net, grid), **numbers(result)},
-        "checks": {c.code: c.status for c in result.checks if c.status not in {"pass", "not_run"}},
+        "points": {"clean/all": clean(net, task), **numbers(result), **more},
+        "checks": {c.code: c.status for c in result.checks if c.status not in {"pass", "not_run"}} | found,
         "seconds": [round(row["seconds"], 2) for row in rows],
         "val_accuracy": [row["val_accuracy"] for row in rows],
         "environment": {k: v for k, v in result.environment.items() if k != "command"},
@@ -222,46 +266,46 @@ def measure(arm: str, seed: int, grid: Grid) -> bool:
     return True
 
 
-def measure_ensemble(arm: str, _: int, grid: Grid) -> bool:
+def measure_ensemble(arm: str, _: int, task: Task) -> bool:
     """Evaluate the mean of the logits of all seeds of an arm: the ensemble EN of the random-mask text."""
-    path = grid.record(arm, "ensemble")
-    cells = [(arm, seed) for seed in range(grid.seeds)]
+    path = task.record(arm, "ensemble")
+    cells = [(arm, seed) for seed in range(task.seeds)]
     if path.exists():
         return True
-    if not all((grid.folder(*cell) / "model.safetensors").exists() for cell in [*cells, ("source", grid.seeds)]):
+    if not all((task.folder(*cell) / "model.safetensors").exists() for cell in [*cells, ("source", task.seeds)]):
         return False
     try:
-        grid.watch()
-        nets = Ensemble([grid.net(*cell) for cell in cells]).eval()
-        result = evaluate(grid, arm, nets, seed=0, siblings=[], journal=grid.work / "journal" / arm)
+        task.watch()
+        nets = Ensemble([task.net(*cell) for cell in cells]).eval()
+        result = evaluate(task, arm, nets, seed=0, siblings=[], journal=task.work / "journal" / arm)
     except OutOfTimeError:
         return False
-    points = {"clean/all": clean(nets, grid), **numbers(result)}
-    write_text(path, json.dumps({"arm": arm, "members": grid.seeds, "points": points}, indent=1) + "\n")
+    points = {"clean/all": clean(nets, task), **numbers(result)}
+    write_text(path, json.dumps({"arm": arm, "members": task.seeds, "points": points}, indent=1) + "\n")
     return True
 
 
-def summary(grid: Grid, arms: list[str]) -> Table:
+def summary(task: Task, arms: list[str]) -> Table:
     """Give means, paired differences to plain, claims and what was not run."""
     kept: dict[str, dict[int, Table]] = {}
     for arm in arms:
-        files = {seed: grid.record(arm, seed) for seed in range(grid.seeds)}
+        files = {seed: task.record(arm, seed) for seed in range(task.seeds)}
         kept[arm] = {s: json.loads(f.read_text(encoding="utf-8")) for s, f in files.items() if f.exists()}
     per_seed = {arm: {s: cell["points"] for s, cell in cells.items()} for arm, cells in kept.items()}
     named = {name for cells in per_seed.values() for points in cells.values() for name in points}
-    ensembles = {arm: grid.record(arm, "ensemble") for arm in arms}
+    ensembles = {arm: task.record(arm, "ensemble") for arm in arms}
     plain = kept["plain"].values()
     return {
         "points": {name: row(per_seed, name) for name in sorted(named)},
-        "claims": [claim(per_seed, *each) for each in CLAIMS],
+        "claims": [claim(per_seed, *each) for each in task.grid.claims],
         "ensembles": {
             arm: json.loads(f.read_text(encoding="utf-8"))["points"] for arm, f in ensembles.items() if f.exists()
         },
         "seconds_to_goal": {"goal": GOAL, "plain": [to_goal(cell["seconds"], cell["val_accuracy"]) for cell in plain]},
         "training_seconds": {arm: [round(sum(c["seconds"])) for c in cells.values()] for arm, cells in kept.items()},
         "not_run": {
-            "nets of this grid": [f"{arm} {s}" for arm in arms for s in range(grid.seeds) if s not in kept[arm]],
-            "arms of the full grid": [arm for arm in ARMS if arm not in arms],
+            "nets of this grid": [f"{arm} {s}" for arm in arms for s in range(task.seeds) if s not in kept[arm]],
+            "arms of the full grid": [arm for arm in task.grid.arms if arm not in arms],
         },
         "checks": {f"{arm} {s}": c["checks"] for arm, cells in kept.items() for s, c in cells.items() if c["checks"]},
     }
@@ -296,21 +340,22 @@ def claim(per_seed: Mapping[str, Mapping[int, Table]], said: str, more: str, les
     return {"claim": said, "difference": f"{more} - {less}", "number": name, "verdict": verdict, **found}
 
 
-def work(job: Callable[..., bool], arm: str, seed: int, grid: Grid) -> bool:
-    if grid.device == "cpu":
+def work(job: Callable[..., bool], arm: str, seed: int, task: Task) -> bool:
+    if task.device == "cpu":
         torch.set_num_threads(1)
-    return job(arm, seed, grid)
+    return job(arm, seed, task)
 
 
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--minutes", type=float, required=True)
     parser.add_argument("--data", type=Path, required=True)
+    parser.add_argument("--grid", choices=list(GRIDS), default="features", help="the question")
     parser.add_argument("--scale", choices=list(SCALES), help="default: gpu where there is one")
     parser.add_argument("--work", type=Path, default=Path("runs/full_scale"), help="nets")
     parser.add_argument("--out", type=Path, help="small results; default: --work")
     parser.add_argument("--seeds", type=int, default=3)
-    parser.add_argument("--arms", nargs="*", choices=list(ARMS), help="default: all of the scale")
+    parser.add_argument("--arms", nargs="*", help="default: all of the grid at this scale")
     parser.add_argument("--workers", type=int, help="processes; on a CPU of one thread each")
     parser.add_argument("--set", nargs="*", default=[], metavar="FIELD=VALUE", help="numbers over those of the scale")
     args = parser.parse_args()
@@ -319,16 +364,19 @@ def main() -> int:
     given = {name: int(value) for name, value in (text.split("=") for text in args.set)}
     scale = replace(SCALES[scale_name], **given)
     device = "cuda" if scale_name == "gpu" and torch.cuda.is_available() else "cpu"
-    grid = Grid(scale, f"cifar10:{args.data}", args.work, args.out or args.work, device, args.seeds, until)
-    arms = args.arms or [arm for arm, row in ARMS.items() if row.core or scale_name == "gpu"]
+    task = Task(args.grid, scale, f"cifar10:{args.data}", args.work, args.out or args.work, device, args.seeds, until)
+    known = task.grid.arms
+    if unknown := [arm for arm in args.arms or () if arm not in known]:
+        parser.error(f"--arms: {', '.join(unknown)} are not in the grid; it has {', '.join(known)}")
+    arms = args.arms or [arm for arm, row in known.items() if row.core or scale_name == "gpu"]
     arms = list(dict.fromkeys(["plain", *arms]))
     cells = [(arm, seed) for seed in range(args.seeds) for arm in arms]
     with ProcessPoolExecutor(args.workers or scale.workers, get_context("spawn")) as pool:
-        training = {cell: pool.submit(work, fit, *cell, grid) for cell in [("source", args.seeds), *cells]}
+        training = {cell: pool.submit(work, fit, *cell, task) for cell in [("source", args.seeds), *cells]}
         for job in training.values():
             job.result()
-        jobs = [pool.submit(work, measure, *cell, grid) for cell in cells]
-        jobs += [pool.submit(work, measure_ensemble, arm, 0, grid) for arm in ("plain", "masks 0.5") if arm in arms]
+        jobs = [pool.submit(work, measure, *cell, task) for cell in cells]
+        jobs += [pool.submit(work, measure_ensemble, arm, 0, task) for arm in task.grid.ensembles if arm in arms]
         for job in jobs:
             job.result()
     environment_ = {k: v for k, v in environment(device).items() if k != "command"}
@@ -337,12 +385,13 @@ def main() -> int:
         "scale": scale_name,
         "size": asdict(scale),
         "seeds": args.seeds,
-        "arms": {arm: asdict(ARMS[arm]) for arm in arms},
-        "threat": "PGD-20, linf; transfer from a plain net of its own seed",
+        "arms": {arm: asdict(known[arm]) for arm in arms},
+        "grid": args.grid,
+        "threat": "PGD-20, linf; transfer from one plain net of another seed",
         "environment": environment_,
-        **summary(grid, arms),
+        **summary(task, arms),
     }
-    write_text(grid.out / "summary.json", json.dumps(document, indent=1) + "\n")
+    write_text(task.out / "summary.json", json.dumps(document, indent=1) + "\n")
     for each in document["claims"]:
         values = [f"{100 * each[key]:+.1f}" for key in ("mean", "low", "high") if key in each]
         said = f"{values[0]} [{values[1]}, {values[2]}]" if len(values) > 2 else ""

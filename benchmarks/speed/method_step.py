@@ -5,8 +5,10 @@ a round is paired, so that a slow minute of the machine hits both. Printed: the 
 interval.
 
     python benchmarks/speed/method_step.py [--rounds 15] [--batch-size 64] [--threads 2] [--device cpu]
+        [--methods lfm sfm+cfs ...]
 
-Bounds (decided before the runs): lfm at most 1.02, defective_conv at most 1.05.
+Bounds (decided before the runs): lfm at most 1.02, defective_conv at most 1.05, sfm and cfs together at most 1.05, fpcc
+at most 1.3.
 """
 
 import argparse
@@ -23,7 +25,7 @@ import hardy
 from hardy.methods import METHODS
 from hardy.seeding import keys, root
 
-BOUNDS = {"lfm": 1.02, "defective_conv": 1.05}
+BOUNDS = {"lfm": 1.02, "defective_conv": 1.05, "sfm+cfs": 1.05, "fpcc": 1.3}
 
 
 def make_step(
@@ -77,7 +79,7 @@ def main() -> int:
     plain = make_step(model, [], x, y, args.device)
     results = {}
     for name in args.methods:
-        step = make_step(model, [METHODS[name]()], x, y, args.device)
+        step = make_step(model, [METHODS[part]() for part in name.split("+")], x, y, args.device)
         plain(0), step(0)  # warm up
         ratios = []
         for number in range(1, args.rounds + 1):

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from hardy.attacks import attack as attack
+    from hardy.comparing import compare as compare
     from hardy.data import ArrayData as ArrayData
     from hardy.data import Batches as Batches
     from hardy.data import load_data as load_data
@@ -42,6 +43,7 @@ HOMES = {  # name -> module it comes from
     "attachments": "hardy.surgery",
     "attack": "hardy.attacks",
     "capture": "hardy.surgery",
+    "compare": "hardy.comparing",
     "evaluate": "hardy.evaluation",
     "load": "hardy.io",
     "load_data": "hardy.data",

@@ -109,7 +109,9 @@ class Objective(nn.Module):
             for _, held in self._inserts():
                 x, y = held.inputs(x, y, seeding.fold(key, held.root))
             set_keys(self.model, key)
+        self._listen(self.training)
         logits = self.model(x)
+        self._listen(False)
         if not isinstance(logits, Tensor):
             raise ShapeError(
                 f"Objective: the model must return logits (n, k); got {type(logits).__name__}. "
@@ -121,6 +123,10 @@ class Objective(nn.Module):
             for name, held in self._inserts():
                 losses |= {_free(term, name, losses): value for term, value in held.terms(context).items()}
         return logits, losses
+
+    def _listen(self, on: bool) -> None:
+        for _, held in self._inserts():
+            held.listen(on)
 
     def _again(self, x: Tensor, key: Tensor) -> Tensor:
         """Run the model once more; its random layers draw as they did for the first pass."""

@@ -52,7 +52,7 @@ __all__ = [
     "point",
 ]
 
-FORMAT = 3  # 1: first format; 2: scores of an axis; 3: a digest of the arrays that belong to it
+FORMAT = 4  # 1: first format; 2: scores of an axis; 3: a digest of the arrays that belong to it; 4: training passes
 DIGEST = "npz"  # its key, in the file only
 
 
@@ -72,6 +72,8 @@ class Result:
         checks: Reasons to distrust it.
         versus: The verdict against the base, if one was given.
         methods: ``repr`` of the methods that made the model.
+        training_passes: ``forward_passes`` and ``backward_passes`` of each training image in the whole training, those
+            of a search for adversarial images included; empty where they are not known.
         command: Shell command or call that repeats the evaluation.
         environment: Versions, device, git commit.
         seconds: Time it took.
@@ -91,6 +93,7 @@ class Result:
     checks: tuple[Check, ...]
     versus: tuple[Versus, ...] = ()
     methods: tuple[str, ...] = ()
+    training_passes: dict[str, float] = field(default_factory=dict)
     command: str = ""
     environment: dict[str, str] = field(default_factory=dict)
     seconds: float = 0.0

@@ -15,13 +15,14 @@ import copy
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Any, Protocol, cast, runtime_checkable
+from typing import Protocol, cast, runtime_checkable
 
 import torch
 from torch import Tensor, nn
 
 from hardy import seeding
 from hardy.errors import AttachError, CallError
+from hardy.inserts import Context, Insert, Passes
 from hardy.sites import BOX, check_plain, resolve
 from hardy.taps import After, Box, Captured, Keep, KeyedLayer, Tap
 
@@ -31,6 +32,7 @@ __all__ = [
     "Context",
     "Insert",
     "Method",
+    "Passes",
     "after",
     "attach",
     "attachments",
@@ -40,77 +42,10 @@ __all__ = [
     "set_keys",
     "strip",
     "strip_",
+    "taps_at",
     "transplant",
     "without_trace",
 ]
-
-
-@dataclass(frozen=True)
-class Context:
-    """What a loss term may look at: one training step of one batch.
-
-    Attributes:
-        x: Inputs as the net saw them, in [0, 1], shape (n, c, h, w).
-        y: Labels (n,), or soft labels (n, num_classes) if a method mixed them.
-        logits: Outputs of the net, shape (n, num_classes).
-        key: One int64 per row, shape (n,).
-        forward: A further pass of the same net over images like ``x``, row by row with the same keys, so that a random
-            layer masks what it masked in the first pass; gives logits.
-    """
-
-    x: Tensor
-    y: Tensor
-    logits: Tensor
-    key: Tensor
-    forward: Callable[[Tensor], Tensor]
-
-
-class Insert(nn.Module):
-    """What one method leaves in a model, below ``_hardy``: its taps and its part in the objective.
-
-    A method overrides what it needs. ``root`` hashes the seed and the name, for the method's own random numbers.
-
-    Attributes:
-        spec: The frozen dataclass of the method, as it was attached.
-        live: Whether it stays at test time (masks) or is for training only.
-        notes: What a user should know about where it went.
-        input_shape: Channels, height and width of the example that its layers were made for, if any were.
-    """
-
-    def __init__(self, spec: Any, *, seed: int, live: bool = False) -> None:
-        super().__init__()
-        self.spec, self.seed, self.live = spec, seed, live
-        self.root = 0
-        self.notes: tuple[str, ...] = ()
-        self.input_shape: tuple[int, int, int] | None = None
-        self.taps = nn.ModuleList()
-
-    def inputs(self, x: Tensor, y: Tensor, key: Tensor) -> tuple[Tensor, Tensor]:  # noqa: ARG002  (the contract)
-        """Change a training batch before the net sees it. ``key`` is this method's own, one per row."""
-        return x, y
-
-    def task(self, logits: Tensor, y: Tensor) -> Tensor | None:  # noqa: ARG002  (the contract)
-        """Replace the cross-entropy: per-row losses (n,); None leaves it to others."""
-        return None
-
-    def terms(self, context: Context) -> dict[str, Tensor]:  # noqa: ARG002  (the contract)
-        """Add named, weighted, scalar loss terms."""
-        return {}
-
-    def around_step(self, closure: Callable[[], dict[str, Tensor]]) -> dict[str, Tensor]:
-        """Run forward and backward, as often as the method needs; the optimizer steps afterwards."""
-        return closure()
-
-    def epoch_end(self, epoch: int) -> None:
-        """Do what has to be done after an epoch."""
-
-    def soften(self) -> bool:
-        """Turn into a differentiable stand-in for what this does at test time; False where none is needed.
-
-        Called on a copy of the model, through which attacks then look for gradients. A live method whose forward pass
-        rounds, thresholds or counts must override it and return True.
-        """
-        return False
 
 
 @dataclass(frozen=True, eq=False, repr=False)
@@ -128,7 +63,7 @@ class Attachment:
     @property
     def sites(self) -> tuple[str, ...]:
         """Names of the modules whose outputs are changed."""
-        return tuple(tap.name for tap in self.insert.taps if isinstance(tap, After))
+        return tuple(dict.fromkeys(tap.name for tap in self.insert.taps if isinstance(tap, After)))
 
     @property
     def notes(self) -> tuple[str, ...]:
@@ -334,10 +269,39 @@ def after(
     Raises:
         CallError: a site's call does not happen on the example.
     """
+
+    def tap(name: str, calls: tuple[int, ...], total: int, y: Tensor) -> Tap:
+        return After(name, calls, total, make(name, y))
+
+    taps = taps_at(model, sites, tap, method=method, example=example)
+    held.input_shape = (example.shape[1], example.shape[2], example.shape[3])
+    return insert(model, held, method=method, taps=taps)
+
+
+def taps_at(
+    model: nn.Module,
+    sites: Sequence[str],
+    make: Callable[[str, tuple[int, ...], int, Tensor], Tap],
+    *,
+    method: str,
+    example: Tensor,
+) -> list[Tap]:
+    """Make a tap for each module of ``sites``; :func:`insert` then connects them, in this order.
+
+    Args:
+        model: The plain model.
+        sites: Where; without a call number, at every call of a module.
+        make: Builds a tap from the name of a module, the numbers of the chosen calls (none: all), the number of its
+            calls in a forward pass, and its first chosen output on the example.
+        method: Who asks, for messages.
+        example: A batch; its first image is run once in eval mode and without a trace.
+
+    Raises:
+        CallError: a site's call does not happen on the example.
+    """
     names = list(resolve(model, sites))
     with capture(model, names) as seen, without_trace(model, example):
         model(example[:1].clone())  # a net may change what it is given
-    held.input_shape = (example.shape[1], example.shape[2], example.shape[3])
     taps = []
     for name, calls in resolve(model, sites).items():
         chosen = [f"{name}#{call}" for call in calls or (0,)]
@@ -345,8 +309,8 @@ def after(
             raise CallError(f"{method}: {missing[0]} is not called on the example; called: {', '.join(seen)}.")
         y = seen[chosen[0]]
         total = sum(call.rpartition("#")[0] == name for call in seen)
-        taps.append(After(name, calls, total, make(name, y).to(y.device)))
-    return insert(model, held, method=method, taps=taps)
+        taps.append(make(name, calls, total, y).to(y.device))
+    return taps
 
 
 @contextmanager

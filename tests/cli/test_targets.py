@@ -7,7 +7,7 @@ import torch
 from typer.testing import CliRunner
 
 from hardy.cli.main import app
-from hardy.cli.targets import open_data, open_target, recipe_of
+from hardy.cli.targets import open_data, open_target, passes_in, recipe_of
 from hardy.data import load_data
 from hardy.errors import ConfigError
 from hardy.models import Ensemble
@@ -81,6 +81,8 @@ def test_an_ensemble_is_the_mean_of_its_members_on_the_data_of_the_first(runs: P
     torch.testing.assert_close(target.model(x), (a.model(x) + b.model(x)) / 2)
     assert target.name == "ensemble of a, b" and target.folder is None and target.recipe == own
     assert target.methods == a.methods == b.methods and target.methods[0].startswith("DefectiveConv(keep=0.5")
+    assert a.passes == {"forward_passes": 1.0, "backward_passes": 1.0} and target.passes["forward_passes"] == 2
+    assert passes_in({"epoch": 1.0}) == passes_in({"forward_passes": 3.0}) == {}  # a file of before
     first, second = ([t for n, t in m.named_buffers() if n.endswith(".mask")] for m in target.model.members)
     assert len(first) == 5 and not any(map(torch.equal, first, second))
 
@@ -92,6 +94,7 @@ def test_evaluate_takes_an_ensemble_and_writes_into_no_run(runs: Path, tmp_path:
     result = Result.read(out)
     assert result.model == "ensemble of a, b" and result.n == 20 and "digits" in result.data
     assert [axis.name for axis in result.axes] == ["clean", "white_box"] and result.threat.eps == 0.1
+    assert result.training_passes == {"forward_passes": 2.0, "backward_passes": 2.0}  # one epoch of each member
     assert not (runs / "a" / "result.json").exists()
 
 

@@ -18,12 +18,12 @@ def test_pieces_are_neither_tiny_nor_huge(n: int, batch: int) -> None:
         if count > max(1, -(-n // (LARGEST * batch))):  # cut smaller than memory and the journal demand
             assert count <= MOST and count & (count - 1) == 0
             assert n // count >= (1 if device == CPU else batch)
-            assert count == 2 or n // count >= 8 * count
+            assert n // count >= 8 * count
 
 
 def test_cuts_are_where_they_are_said_to_be() -> None:
-    assert [pieces(n, 128, CPU) for n in (0, 1, 2, 127, 128, 511, 512, 2047, 2048, 10_000)] == [
-        *(1, 1, 2, 2, 4, 4, 8, 8, 16, 20)
+    assert [pieces(n, 128, CPU) for n in (0, 1, 31, 32, 127, 128, 511, 512, 2047, 2048, 10_000)] == [
+        *(1, 1, 1, 2, 2, 4, 4, 8, 8, 16, 20)
     ]
     assert [pieces(n, 128, CUDA) for n in (128, 255, 256, 1000, 10_000)] == [1, 1, 2, 4, 20]
     assert pieces(100, 1, CPU) == 25

@@ -57,7 +57,9 @@ class Faults:
             return work()
         self.gone = isinstance(self.error, Crash)
         if self.after:
-            work()
+            done = work()
+            if name == "open":
+                done.close()  # nobody else will
         raise self.error
 
 

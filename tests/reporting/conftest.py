@@ -270,7 +270,9 @@ def write_run(folder: Path, result: Result, *, seed: int = 0, epochs: int = 8, s
 
 def write_comparison(root: Path) -> list[Path]:
     """Write a baseline and three methods from one seed: a gain, a gain that costs, and nothing."""
+    passes = {"forward_passes": 88.0, "backward_passes": 80.0}
     defective = {"gain": 0.18, "clean": 0.93, "methods": ("DefectiveConv(keep=0.5, where='bottom')",)}
+    defective |= {"training_passes": passes}
     lfm = {"gain": 0.08, "methods": ("LocalFeatureMasking(p=0.5)",)}
     nothing = {"gain": -0.001, "clean": 0.969, "methods": ("SpatialDropout(p=0.1)", "RandomErasing()")}
     arms = {"lfm": (lfm, 10.4), "defective": (defective, 12.2), "dropout_erasing": (nothing, 10.0)}

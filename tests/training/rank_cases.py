@@ -19,11 +19,23 @@ from hardy.cli import launch as starts
 from hardy.cli.launch import launch, rank
 from hardy.data import ArrayData, load_data
 from hardy.errors import DataError, HardyError
-from hardy.methods import LabelSmoothing, LocalFeatureMasking, RandomErasing
+from hardy.methods import (
+    MART,
+    AdversarialWeightPerturbation,
+    FreeAdversarialTraining,
+    LabelSmoothing,
+    LocalFeatureMasking,
+    Method,
+    RandomErasing,
+)
 from hardy.training import TrainRecipe, train
 
 OPTIONS = TrainRecipe(epochs=4, batch_size=64, lr=0.1, clip_norm=1.0, ema=0.9, select="best")
 METHODS = [LocalFeatureMasking(p=0.5), RandomErasing(), LabelSmoothing()]
+ADVERSARIAL: dict[str, list[Method]] = {
+    "awp": [MART(eps=0.1, steps=2, step_size=0.1), AdversarialWeightPerturbation(gamma=0.05)],
+    "free": [FreeAdversarialTraining(eps=0.1, replays=3)],
+}
 
 
 def net(seed: int = 0) -> nn.Module:
@@ -122,13 +134,18 @@ def fails(out: Path) -> None:
     train(Broken(*net()), data, options=TrainRecipe(epochs=3, batch_size=32), out=out)
 
 
+def begin(out: Path, processes: int) -> None:
+    """Wait until all processes have begun."""
+    (out / f"begun-{os.environ['TORCHELASTIC_RESTART_COUNT']}-{rank()}").touch()
+    while len(list(out.glob("begun-*"))) < processes:
+        time.sleep(0.05)
+
+
 def hangs(out: Path) -> None:
     """Find an error in the second process, while the first waits for it without end, as NCCL does."""
     starts._waiting = lambda: True
     out.mkdir(exist_ok=True)
-    (out / f"begun-{os.environ['TORCHELASTIC_RESTART_COUNT']}-{rank()}").touch()
-    while rank() == 1 and len(list(out.iterdir())) < 2:
-        time.sleep(0.05)
+    begin(out, 2)
     if rank() == 1:
         raise DataError("image 7 is damaged.")
     time.sleep(600)
@@ -138,6 +155,7 @@ def agrees(out: Path) -> None:
     """Find an error in all processes, none of which has to be ended."""
     starts._waiting = lambda: True
     out.mkdir(exist_ok=True)
+    begin(out, 3)
     try:
         raise DataError("all images are damaged.")
     finally:
@@ -145,8 +163,20 @@ def agrees(out: Path) -> None:
         (out / f"cleaned-{rank()}").touch()
 
 
+def adversarial(out: Path) -> dict[str, Any]:
+    """Train with methods that search in a step, and step more than once around it."""
+    data, val = images(256)
+    found: dict[str, Any] = {}
+    for name, methods in ADVERSARIAL.items():
+        options = TrainRecipe(epochs=1, batch_size=64, lr=0.05, clip_norm=1.0)
+        run = train(net(rank()), data, methods=methods, options=options, val_data=val, augment=(), out=out / name)
+        found[name] = {"history": run.history, "digests": gathered(digest(run.model))}
+    return found
+
+
 CASES: dict[str, Callable[[Path], Any]] = {
     "curves": curves,
+    "adversarial": adversarial,
     "mistakes": mistakes,
     "fails": fails,
     "hangs": hangs,

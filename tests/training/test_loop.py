@@ -252,7 +252,7 @@ class Twice:
 
 
 class TwiceInsert(surgery.Insert):
-    def around_step(self, closure: Callable[[], dict[str, Tensor]]) -> dict[str, Tensor]:
+    def around_step(self, closure: Callable[[], dict[str, Tensor]], step: Callable[[], None]) -> dict[str, Tensor]:
         first = closure()
         second = closure()
         self.spec.log.append("step")

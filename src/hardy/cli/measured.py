@@ -147,6 +147,7 @@ def _asked(job: Job, images: "ArrayData", device: str) -> "tuple[Target, dict[st
         "data_name": _name(images),
         "class_names": images.class_names,
         "methods": target.methods,
+        "training_passes": target.passes,
         "command": job.command,
     }
     return target, facts

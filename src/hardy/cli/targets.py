@@ -4,7 +4,7 @@
 """
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
 from typing import cast
@@ -14,10 +14,11 @@ from torch import nn
 from hardy import io
 from hardy.data import ArrayData, Split, load_data
 from hardy.errors import ConfigError, did_you_mean
+from hardy.inserts import PASSES
 from hardy.models import BUILTIN, Arg, Classifier, Ensemble, known, list_models
 from hardy.training import Recipe, RunFolder, load_recipe
 
-__all__ = ["Target", "open_data", "open_target"]
+__all__ = ["Target", "open_data", "open_target", "passes_in"]
 
 ENSEMBLE = "ensemble:"
 
@@ -32,6 +33,8 @@ class Target:
         folder: Its run folder, if it came from one.
         recipe: Its recipe, likewise.
         methods: ``repr`` of the methods it was trained with; of an ensemble, those of any member.
+        passes: ``forward_passes`` and ``backward_passes`` per image of its training, summed over the members of an
+            ensemble; empty where the file does not say.
     """
 
     name: str
@@ -39,6 +42,7 @@ class Target:
     folder: RunFolder | None
     recipe: Recipe | None
     methods: tuple[str, ...]
+    passes: dict[str, float] = field(default_factory=dict)
 
 
 def open_data(
@@ -130,10 +134,13 @@ def open_target(text: str, data: ArrayData, *, device: str, weights: str | None 
         if header.source.builder == "external" and recipe is not None:
             own = _build(recipe.model.name, data, args=recipe.model.args)
         model = io.load(folder.model_file, model=own)
-        return _check(Target(folder.path.resolve().name, model.to(device), folder, recipe, header.trained_with), data)
+        name, methods, passes = folder.path.resolve().name, header.trained_with, passes_in(header.metrics)
+        return _check(Target(name, model.to(device), folder, recipe, methods, passes), data)
     _refuse_folder(text)
     if text.endswith(io.SUFFIX):
-        return _check(Target(Path(text).stem, io.load(text).to(device), None, None, io.read(text).trained_with), data)
+        header = io.read(text)
+        methods, passes = header.trained_with, passes_in(header.metrics)
+        return _check(Target(Path(text).stem, io.load(text).to(device), None, None, methods, passes), data)
     factory = ".py:" in text  # code of the user's own brings its own weights
     if weights is None and not factory:
         known_or_error(text)
@@ -158,7 +165,14 @@ def _ensemble(members: Sequence[Target], data: ArrayData) -> Target:
             "different seeds. Use --split test."
         )
     methods = tuple(dict.fromkeys(method for member in members for method in member.methods))
-    return Target(name, Ensemble([member.model for member in members]), None, members[0].recipe, methods)
+    known = all(member.passes for member in members)
+    passes = {key: sum(member.passes[key] for member in members) for key in PASSES} if known else {}
+    return Target(name, Ensemble([member.model for member in members]), None, members[0].recipe, methods, passes)
+
+
+def passes_in(metrics: Mapping[str, float]) -> dict[str, float]:
+    """Take the passes per training image from the metrics of a model's file; empty where one is not there."""
+    return {key: metrics[key] for key in PASSES} if all(key in metrics for key in PASSES) else {}
 
 
 def known_or_error(name: str) -> None:

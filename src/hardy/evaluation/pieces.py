@@ -11,18 +11,18 @@ from torch import Tensor
 __all__ = ["interleaved", "pieces"]
 
 LARGEST = 4  # batches of images that an attack works on before they are written down
-ROWS = 8  # rows of a piece for every piece, if there are more than two: small batches are slow
+ROWS = 8  # rows of a piece for every piece: small batches are slow
 MOST = 16  # pieces, unless they would be larger than LARGEST
 
 
 def pieces(n: int, batch_size: int, device: torch.device) -> int:
     """Say into how many pieces ``n`` images are cut: a power of two, at most :data:`MOST`, unless they are many more.
 
-    Two from two images on, as the few that stand after many attacks cost most; four from 128, eight from 512, sixteen
-    from 2048. On an accelerator, where a part of a batch takes as long as a whole, no piece is smaller than a batch.
+    Two from 32 images on, four from 128, eight from 512, sixteen from 2048. On an accelerator, where a part of a batch
+    takes as long as a whole, no piece is smaller than a batch.
     """
     least, count = (1 if device.type == "cpu" else batch_size), 1
-    while count < MOST and n >= least * 2 * count and (count == 1 or ROWS * (2 * count) ** 2 <= n):
+    while count < MOST and n >= least * 2 * count and ROWS * (2 * count) ** 2 <= n:
         count *= 2
     return max(count, -(-n // (LARGEST * batch_size)))
 

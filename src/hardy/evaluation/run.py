@@ -3,7 +3,7 @@
 import contextlib
 import dataclasses
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
@@ -62,6 +62,7 @@ def evaluate(
     data_name: str = "data",
     class_names: Sequence[str] = (),
     methods: Sequence[str] = (),
+    training_passes: Mapping[str, float] | None = None,
     command: str = "",
     alone: bool = False,
     on_progress: Callable[[AxisProgress], None] | None = None,
@@ -102,6 +103,7 @@ def evaluate(
         data_name: For the record.
         class_names: For the record; default "0", "1", ...
         methods: For the record.
+        training_passes: For the record: ``forward_passes`` and ``backward_passes`` per training image.
         command: For the record.
         alone: Work in this process alone, though others are in its job, which need not call this.
         on_progress: Called before every axis and as its attacks go on; with several processes by the first of them.
@@ -191,6 +193,7 @@ def evaluate(
         checks=found,
         versus=verdicts,
         methods=tuple(methods),
+        training_passes=dict(training_passes or {}),
         command=command,
         environment=environment(x.device),
         seconds=time.perf_counter() - began,

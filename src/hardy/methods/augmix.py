@@ -208,6 +208,11 @@ class AugMixInsert(surgery.Insert):
         views = [context.forward(self._view(context.x, seeding.fold(key, number))) for number in (1, 2)]
         return {"jsd": self.spec.jsd * jensen_shannon([context.logits, *views]).mean()}
 
+    @property
+    def passes(self) -> surgery.Passes:
+        further = 2 if self.spec.jsd > 0 else 0
+        return surgery.Passes(forward=further, backward=further)
+
     def _view(self, x: Tensor, key: Tensor) -> Tensor:
         s: AugMix = self.spec
         mixed: Tensor = augmix(x, severity=s.severity, width=s.width, depth=s.depth, alpha=s.alpha, key=key)

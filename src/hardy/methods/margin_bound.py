@@ -74,6 +74,10 @@ class MarginBoundInsert(surgery.Insert):
         bound = norm_margin(body, head, context.x, y, eps=spec.eps, weight_eps=spec.weight_eps)
         return {CARD.name: spec.weight * margin_penalty(bound).mean()}
 
+    @property
+    def passes(self) -> surgery.Passes:
+        return surgery.Passes(forward=1, backward=1)  # through the layers, batch norms folded
+
 
 @dataclass(frozen=True, kw_only=True)
 class MarginBound:

@@ -40,7 +40,7 @@ UNITS = {  # of one series, where those of an axis have several
     ("weights", "smallest zeros"): "share of weights",
     ("weights", "analogue noise"): "sigma, relative to the largest weight of a layer",
 }
-NOT_A_LOSS = {"epoch", "step", "lr", "seconds"}
+NOT_A_LOSS = {"epoch", "step", "lr", "seconds", "forward_passes", "backward_passes"}
 
 
 def curves(runs: Sequence[Run], names: Sequence[str]) -> tuple[Curve, ...]:

@@ -3,6 +3,7 @@
 from dataclasses import dataclass
 from typing import Literal
 
+from hardy.reporting.grid_parts import GridPage
 from hardy.reporting.parts import (
     Cell,
     Chart,
@@ -251,7 +252,7 @@ class Provenance:
 
 @dataclass(frozen=True, kw_only=True)
 class ReportData:
-    """The whole page."""
+    """The whole page; ``comparison`` where the runs are cells of a grid."""
 
     title: str
     subtitle: str
@@ -278,3 +279,4 @@ class ReportData:
     definitions: tuple[Definition, ...]
     provenance: tuple[Provenance, ...]
     version: str
+    comparison: GridPage | None = None

@@ -241,6 +241,9 @@ def provenance(runs: Sequence[Run]) -> tuple[Provenance, ...]:
         ]
         if run.train_seconds is not None:
             facts.append(("Training took", f"{duration(run.train_seconds)}, {len(run.metrics)} epochs"))
+        if result.training_passes:
+            counts = (f"{result.training_passes.get(f'{way}_passes', 0):g}" for way in ("forward", "backward"))
+            facts.append(("Forward / backward passes per training image", " / ".join(counts)))
         training, evaluation = sorted(run.environment.items()), sorted(result.environment.items())
         both = training == evaluation
         environments = [("Environment", training)] if both else [("Training", training), ("Evaluation", evaluation)]

@@ -117,7 +117,7 @@ class RunFolder:
                 raise TrainingError(
                     f"{self.path}: already holds a run. Choose another --out, or go on with it by --resume."
                 )
-            if _training_part(build(Recipe, read_toml(self.recipe_file))) != _training_part(recipe):
+            if not self.holds(recipe):
                 raise TrainingError(
                     f"{self.path}: its recipe.toml is not the recipe given. Resume with that one or take another --out."
                 )
@@ -125,6 +125,14 @@ class RunFolder:
         more = {} if job is None else {"job": job, "process": str(os.getpid())}
         write_json(self.env_file, facts | more)  # before the recipe: a run without knows its job
         write_text(self.recipe_file, recipe.to_toml())
+
+    def holds(self, recipe: Recipe) -> bool:
+        """Tell whether the run that is here was made by this recipe, as far as it decides the weights.
+
+        Raises:
+            ConfigError: its recipe cannot be read.
+        """
+        return _training_part(build(Recipe, read_toml(self.recipe_file))) == _training_part(recipe)
 
     def belongs_to(self, job: str | None) -> bool:
         """Tell whether another process of this job wrote here: one that has died, as this one is in its place."""

@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from hardy import io, seeding, surgery
 from hardy.data import make_batches, named_worker_errors
 from hardy.errors import ParameterError
+from hardy.inserts import training_passes
 from hardy.methods import Method
 from hardy.objective import Objective
 from hardy.training.build import Data, build_in_turn, check_data, check_size, describe
@@ -278,6 +279,7 @@ class _Job:
         for attachment in self.attached:
             attachment.insert.epoch_end(epoch)
         row: Row = {"epoch": epoch + 1, "step": state.step, "lr": lr, **tally.row()}
+        row |= training_passes([attachment.insert for attachment in self.attached], epochs=1)
         if self.val_data is not None:
             row["val_accuracy"] = self._validate(self.val_data)
         row["seconds"] = time.perf_counter() - began
@@ -287,7 +289,7 @@ class _Job:
     def _update(
         self, forward: Any, optimizer: Any, x: Tensor, y: Tensor, key: Tensor
     ) -> tuple[Tensor, dict[str, Tensor]]:
-        """Do one optimizer step; methods may run forward and backward more than once around it."""
+        """Do an optimizer step; methods may run forward and backward more than once, and step in between."""
         kept: list[Tensor] = []
         share = self.ranks.share(len(x), self.batch_size)
 
@@ -299,16 +301,19 @@ class _Job:
             kept[:] = [logits.detach()]
             return {name: value.detach().float() for name, value in losses.items()}
 
+        def step() -> None:
+            if self.recipe.train.clip_norm is not None:
+                norm = self.recipe.train.clip_norm  # what is not finite is left to the watch, which names the culprit
+                self.ranks.fabric.clip_gradients(forward, optimizer, max_norm=norm, error_if_nonfinite=False)
+            optimizer.step()
+            self.ranks.average_norms_(self.model)
+
         around: Callable[[], dict[str, Tensor]] = closure
         for attachment in reversed(self.attached):
             if type(attachment.insert).around_step is not surgery.Insert.around_step:
-                around = partial(attachment.insert.around_step, around)
+                around = partial(attachment.insert.around_step, around, step)
         losses = around()
-        if self.recipe.train.clip_norm is not None:
-            norm = self.recipe.train.clip_norm  # what is not finite is left to the watch, which names the culprit
-            self.ranks.fabric.clip_gradients(forward, optimizer, max_norm=norm, error_if_nonfinite=False)
-        optimizer.step()
-        self.ranks.average_norms_(self.model)
+        step()
         return kept[0], losses
 
     @torch.no_grad()
@@ -376,6 +381,7 @@ class _Job:
         surgery.strip_(self.model)
         self.model.to("cpu", memory_format=torch.contiguous_format).eval()  # type: ignore[call-overload]  # memory_format
         row = state.rows[state.best_epoch - 1 if state.best is not None else -1]  # of the weights that are kept
+        total = training_passes([a.insert for a in self.attached], epochs=len(state.rows))  # kept in the end or not
         facts = {"data": self.recipe.data.name, "seed": str(self.recipe.seed), "weights": self._which()}
         with self.ranks.agree():
             if self.ranks.first:
@@ -383,7 +389,7 @@ class _Job:
                     self.model,
                     self.folder.model_file,
                     trained_with=tuple(map(repr, self.methods)),
-                    metrics={k: float(v) for k, v in row.items() if k not in {"lr", "seconds"}},
+                    metrics={k: float(v) for k, v in row.items() if k not in {"lr", "seconds"}} | total,
                     provenance=facts,
                 )
 

@@ -228,7 +228,10 @@ def load_recipe(path: str | Path, overrides: Iterable[str] = ()) -> Recipe:
     Raises:
         ConfigError: see above.
     """
-    recipe = config.build(Recipe, config.read_toml(Path(path), overrides))
+    data = config.read_toml(Path(path), overrides)
+    if "compare" in data:
+        raise ConfigError(f"compare: {path} is the recipe of a comparison. Run it by: hardy compare {path}")
+    recipe = config.build(Recipe, data)
     build_methods(recipe.methods)
     return recipe
 

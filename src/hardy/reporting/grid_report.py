@@ -1,0 +1,62 @@
+"""The page of a grid: the comparison of its arms first, then every net by itself as on any page of several runs."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from pathlib import Path
+
+from hardy.reporting.build import collect, render
+from hardy.reporting.grid import Comparison, GridCell
+from hardy.reporting.grid_numbers import compare_grid
+from hardy.reporting.grid_page import grid_page
+from hardy.reporting.numbers import join
+from hardy.reporting.runs import Run, read_runs
+from hardy.safefile import write_text
+
+__all__ = ["grid_report"]
+
+
+def grid_report(
+    cells: Sequence[GridCell],
+    out: str | Path,
+    *,
+    arms: Mapping[str, tuple[str, ...]],
+    baseline: str,
+    budget: str,
+) -> Comparison:
+    """Compare the arms of a grid and write the page; without a finished cell there is none.
+
+    Args:
+        cells: All cells, finished or not.
+        out: Where to write the page.
+        arms: ``repr`` of the methods of every arm, by its name.
+        baseline: The arm that the others are compared with.
+        budget: What was equal: "epochs" or "passes".
+
+    Raises:
+        DataError: a run cannot be read, or the page cannot be written.
+    """
+    runs = _runs(cells, baseline)
+    made = compare_grid(cells, runs, arms=arms, baseline=baseline, budget=budget)
+    if runs:
+        write_text(Path(out), grid_html(made, list(runs.values())))
+    return made
+
+
+def grid_html(made: Comparison, runs: Sequence[Run]) -> str:
+    """Make the page of a comparison and its runs, one of the baseline first."""
+    others = [arm for arm in made.arms if arm != made.baseline]
+    title = f"{join(others) if len(others) <= 4 else f'{len(others)} arms'}, compared with {made.baseline}"
+    data = collect(runs, title=title if others else f"How robust is {made.baseline}?")
+    anchors = {axis.name: f"#{axis.anchor}" for axis in data.definitions}
+    return render(replace(data, lead="", statements=(), comparison=grid_page(made, anchors)))
+
+
+def _runs(cells: Sequence[GridCell], baseline: str) -> dict[str, Run]:
+    """Read the finished cells, a baseline first, named as the cells are."""
+    finished = [(cell, cell.folder) for cell in cells if cell.folder is not None]
+    order = list(dict.fromkeys([baseline, *(cell.arm for cell in cells)]))
+    finished.sort(key=lambda pair: (order.index(pair[0].arm), pair[0].net, pair[0].seed))
+    if not finished:
+        return {}
+    runs = read_runs([folder for _, folder in finished], None)
+    return {cell.name: replace(run, name=cell.name) for (cell, _), run in zip(finished, runs, strict=True)}
