@@ -7,8 +7,9 @@ DropBlock, Cutout, random erasing, mixup and label smoothing at equal cost? Of `
 FPCC buy alone, in pairs and together, is there gradient masking, and do they beat adversarial training of equal cost?
 
 Rule, written before the runs: a difference counts where the 95 % t-interval over paired seeds excludes 0. Three seeds
-allow a look, five a claim. The last epoch is evaluated; nothing is selected on test images. A claim (arms.py) holds
-if its difference counts in the direction claimed, is reversed if it counts in the other, else it is open.
+allow a look, five a claim. The last epoch is evaluated; nothing is selected on test images. A claim (arms.py) holds if
+its difference counts in the direction claimed, by more than one image, is reversed if it counts in the other, else it
+is open; where a check failed, what attacks say is void. Of 20 claims one looks settled by chance.
 
     python benchmarks/quality/full_scale.py --minutes 60 --data DIR            (small grid on a CPU, full on a GPU)
     python benchmarks/quality/full_scale.py --minutes 9 --data DIR --scale gpu --work /tmp/nets --out results
@@ -37,6 +38,7 @@ import hardy
 from hardy.attacks import PGD
 from hardy.data import load_data
 from hardy.environment import environment
+from hardy.errors import ConfigError
 from hardy.evaluation import Budget
 from hardy.models.ensemble import Ensemble
 from hardy.results import Result
@@ -45,6 +47,9 @@ from hardy.threats import Threat
 from hardy.training import DataRecipe, ModelRecipe, Recipe, RunFolder, TrainRecipe, train
 
 GOAL = 0.94  # validation accuracy whose time is taken
+TEST = 10_000  # test images of CIFAR-10
+FEW = 3  # pairs of seeds below which nothing is judged
+ATTACKED = ("white_box", "eps_curve", "strong", "transfer")  # numbers that a failed check voids
 
 
 @dataclass(frozen=True)
@@ -99,6 +104,17 @@ class Task:
         """The arms and the claims."""
         return GRIDS[self.question]
 
+    def asked(self) -> Table:
+        """Say what decides the numbers of a net beside its weights."""
+        kept = {"test_images": self.scale.test_images, "severities": list(self.scale.severities)}
+        strong = {"strong_images": self.scale.strong_images} if self.grid.strong else {}
+        return {"grid": self.question, "seeds": self.seeds, **kept, **strong}
+
+    def images(self, name: str) -> int:
+        """Say of how many images a number is the share."""
+        scale = self.scale
+        return TEST if name == "clean/all" else scale.strong_images if name[:7] == "strong/" else scale.test_images
+
     def watch(self, *_: object) -> None:
         """Stop when the minutes are over."""
         if time.time() > self.until:
@@ -128,7 +144,7 @@ def recipe(arm: str, seed: int, task: Task) -> Recipe:
         train=TrainRecipe(
             epochs=max(1, round(s.epochs * row.epochs)),
             schedule=s.schedule,  # type: ignore[arg-type]
-            warmup_epochs=s.warmup_epochs,
+            warmup_epochs=s.warmup_epochs * row.epochs,
             precision=s.precision,  # type: ignore[arg-type]
             channels_last=True,
             compile=s.compile,
@@ -138,12 +154,14 @@ def recipe(arm: str, seed: int, task: Task) -> Recipe:
 
 def fit(arm: str, seed: int, task: Task) -> bool:
     """Train one net, as far as the time goes; say whether it is done."""
-    folder = task.folder(arm, seed)
+    folder, wanted = task.folder(arm, seed), recipe(arm, seed, task)
     if (folder / "model.safetensors").exists():
+        if not RunFolder(folder).holds(wanted):
+            raise ConfigError(f"{folder}: was trained by another recipe. Take another --work.")
         return True
     try:
         task.watch()
-        run = train(recipe(arm, seed, task), out=folder, resume=True, device=task.device, on_progress=task.watch)
+        run = train(wanted, out=folder, resume=True, device=task.device, on_progress=task.watch)
     except OutOfTimeError:
         return False
     said = f"{arm} {seed}: validation {run.history[-1]['val_accuracy']:.3f}, {run.seconds:.0f} s of training"
@@ -232,8 +250,10 @@ def clean(net: torch.nn.Module, task: Task) -> float:
 
 def measure(arm: str, seed: int, task: Task) -> bool:
     """Evaluate one net and write its record; say whether it is done."""
-    path = task.record(arm, seed)
+    path, question = task.record(arm, seed), task.asked()
     if path.exists():
+        if json.loads(path.read_text(encoding="utf-8")).get("question") != question:
+            raise ConfigError(f"{path}: was measured with other settings. Take another --out.")
         return True
     other = (seed + 1) % task.seeds
     needed = [task.folder(*cell) / "model.safetensors" for cell in [(arm, seed), (arm, other), ("source", task.seeds)]]
@@ -255,8 +275,10 @@ def measure(arm: str, seed: int, task: Task) -> bool:
     document = {
         "arm": arm,
         "seed": seed,
+        "question": question,
         "points": {"clean/all": clean(net, task), **numbers(result), **more},
-        "checks": {c.code: c.status for c in result.checks if c.status not in {"pass", "not_run"}} | found,
+        "checks": {c.code: c.status for c in result.checks if c.status not in {"pass", "not_run"}}
+        | {f"strong/{code}": status for code, status in found.items()},
         "seconds": [round(row["seconds"], 2) for row in rows],
         "val_accuracy": [row["val_accuracy"] for row in rows],
         "environment": {k: v for k, v in result.environment.items() if k != "command"},
@@ -297,7 +319,7 @@ def summary(task: Task, arms: list[str]) -> Table:
     plain = kept["plain"].values()
     return {
         "points": {name: row(per_seed, name) for name in sorted(named)},
-        "claims": [claim(per_seed, *each) for each in task.grid.claims],
+        "claims": [claim(kept, *each, images=task.images(each[3])) for each in task.grid.claims],
         "ensembles": {
             arm: json.loads(f.read_text(encoding="utf-8"))["points"] for arm, f in ensembles.items() if f.exists()
         },
@@ -330,13 +352,25 @@ def difference(a: Mapping[int, float], b: Mapping[int, float]) -> Table:
     return {"seeds": len(values), **interval(values)} if values else {}
 
 
-def claim(per_seed: Mapping[str, Mapping[int, Table]], said: str, more: str, less: str, name: str) -> Table:
-    """Say whether a claim holds: the interval of ``more - less`` lies above 0, below it, or neither."""
-    a, b = ({s: p[name] for s, p in per_seed.get(arm, {}).items() if name in p} for arm in (more, less))
-    found = difference(a, b)
+def claim(kept: Mapping[str, Mapping[int, Table]], said: str, more: str, less: str, name: str, *, images: int) -> Table:
+    """Say whether a claim holds: the interval of ``more - less`` lies above 0, below it, or neither.
+
+    By more than one image, since accuracies move in steps of one; not of fewer than three pairs of seeds, nor where a
+    check failed that voids what attacks say.
+    """
+    both = [{s: c for s, c in kept.get(arm, {}).items() if name in c["points"]} for arm in (more, less)]
+    found = difference(*({s: c["points"][name] for s, c in cells.items()} for cells in both))
+    failed = {
+        code for cells in both for c in cells.values() for code, status in c["checks"].items() if status == "fail"
+    }
     verdict = "not run"
-    if "low" in found:
-        verdict = "holds" if found["low"] > 0 else "reversed" if found["high"] < 0 else "open"
+    if failed and name.startswith(ATTACKED):
+        verdict = f"void ({', '.join(sorted(failed))})"
+    elif found:
+        verdict = "few"
+        if found["seeds"] >= FEW:
+            low, high = found["low"] - 1 / images, found["high"] + 1 / images
+            verdict = "holds" if low > 0 else "reversed" if high < 0 else "open"
     return {"claim": said, "difference": f"{more} - {less}", "number": name, "verdict": verdict, **found}
 
 

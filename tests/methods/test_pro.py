@@ -8,6 +8,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
 
 from hardy import seeding
 from hardy.errors import AttachError, ParameterError, ShapeError
@@ -163,6 +164,40 @@ def test_moving_averages_follow_the_means_of_the_classes(x: Tensor, y: Tensor) -
     soft = torch.tensor([[0.0, 0.0, 0.25, 0.75], [0.0, 0.0, 0.75, 0.25]])
     tap.follow(v, soft)
     torch.testing.assert_close(tap.patterns[3], 0.75 * v[0] + 0.25 * v[1])
+
+
+def test_moving_averages_are_not_rounded_under_autocast(x: Tensor, y: Tensor) -> None:
+    model = net()
+    a = PatternConsistency(patterns="ema").attach(model, example=x, seed=0)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        Objective(model)(x, y, KEY)
+    patterns = cast("PatternTap", a.insert.taps[0]).patterns
+    assert not torch.equal(patterns, patterns.bfloat16().float())
+
+
+@pytest.mark.parametrize("reentrant", [False, True])
+def test_under_checkpointing_features_get_gradients_or_it_is_an_error(reentrant: bool, x: Tensor, y: Tensor) -> None:
+    class Checkpointed(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.stem, self.body = nn.Conv2d(3, 8, 1), nn.Sequential(nn.Conv2d(8, 8, 3), nn.ReLU())
+            self.fc = nn.Linear(8, 4)
+
+        def forward(self, x: Tensor) -> Tensor:
+            x = self.stem(x)
+            x = checkpoint(self.body, x, use_reentrant=reentrant) if self.training else self.body(x)
+            out: Tensor = self.fc(x.mean((2, 3)))
+            return out
+
+    model = Checkpointed()
+    PatternConsistency(sites=("body.0",)).attach(model, example=x, seed=0)
+    if reentrant:
+        with pytest.raises(AttachError, match=r"body.0: patterns need gradients.* use_reentrant=False"):
+            Objective(model)(x, y, KEY)
+        return
+    Objective(model)(x, y, KEY)[1]["pro"].backward()
+    grad = cast("nn.Conv2d", model.body[0]).weight.grad
+    assert grad is not None and grad.abs().sum() > 0
 
 
 @pytest.mark.parametrize("distance", ["l1", "cosine"])

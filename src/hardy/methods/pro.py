@@ -90,6 +90,7 @@ class Seen(list[tuple["PatternTap", Tensor]]):
     """Patterns of the latest forward pass of the objective; a copy of it, made by copying the model, is empty."""
 
     on = False
+    gradients = False  # whether the pass that is on takes them
 
     def __reduce__(self) -> tuple[type["Seen"], tuple[()]]:
         return Seen, ()
@@ -132,6 +133,11 @@ class PatternTap(Tap):
         """Look, and change nothing."""
         if self.training:  # in backward too, where checkpointing wants to see the same operations again
             pattern = feature_pattern(y, normalise=self.spec.normalise)
+            if self.seen.on and self.seen.gradients and not torch.is_grad_enabled():
+                raise AttachError(
+                    f"{self.name}: patterns need gradients, which reentrant activation checkpointing does not let "
+                    "out. Use checkpoint(..., use_reentrant=False), or choose sites outside of it."
+                )
             if self.seen.on:
                 self.seen.append((self, pattern))
 
@@ -152,7 +158,9 @@ class PatternTap(Tap):
             return
         share = soft_labels(y, self.shape[0]).to(pattern.dtype)
         total = share.sum(0)
-        mean = (share.T @ pattern / total.clamp(min=torch.finfo(total.dtype).tiny)[:, None]).to(self.patterns.dtype)
+        with torch.autocast(pattern.device.type, enabled=False):  # which would round the average
+            mean = share.T @ pattern / total.clamp(min=torch.finfo(total.dtype).tiny)[:, None]
+        mean = mean.to(self.patterns.dtype)
         moved = torch.where(self.known[:, None], torch.lerp(mean, self.patterns, self.spec.momentum), mean)
         self.patterns.copy_(torch.where((total > 0)[:, None], moved, self.patterns))
         self.known |= total > 0
@@ -168,7 +176,7 @@ class PatternInsert(surgery.Insert):
     def listen(self, on: bool) -> None:
         if on:
             self.seen.clear()
-        self.seen.on = on
+        self.seen.on, self.seen.gradients = on, torch.is_grad_enabled()
 
     def terms(self, context: surgery.Context) -> dict[str, Tensor]:
         losses = []
