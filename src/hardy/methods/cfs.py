@@ -58,8 +58,9 @@ def channel_feature_selection(
         key: Source of randomness, one per row.
 
     Example:
-        >>> channel_feature_selection(torch.ones(1, 6), p=0.5, rescale=False, training=True, key=torch.arange(1))
-        tensor([[1., 1., 0., 1., 1., 1.]])
+        >>> key = seeding.keys(seeding.root(0, "demo"), torch.arange(4))
+        >>> channel_feature_selection(torch.ones(4, 8), p=0.5, rescale=False, training=True, key=key).unique()
+        tensor([0., 1.])
     """
     if not training or p == 0:
         return x
