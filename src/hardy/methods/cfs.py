@@ -58,6 +58,7 @@ def channel_feature_selection(
         key: Source of randomness, one per row.
 
     Example:
+        >>> import torch
         >>> key = seeding.keys(seeding.root(0, "demo"), torch.arange(4))
         >>> channel_feature_selection(torch.ones(4, 8), p=0.5, rescale=False, training=True, key=key).unique()
         tensor([0., 1.])
