@@ -55,7 +55,8 @@ def build(cls: type[T], data: Mapping[str, Any], at: str = "") -> T:
     Raises:
         ConfigError: the message starts with the key, as in ``train.lr: expected float; got str 'a'``.
     """
-    types_of = typing.get_type_hints(cls)
+    hints = typing.get_type_hints(cls)
+    types_of = {f.name: hints[f.name] for f in dataclasses.fields(typing.cast("Any", cls))}  # no constants of the class
     for key in data.keys() - types_of.keys():
         raise ConfigError(f"{at}{key}: unknown key; {did_you_mean(key, types_of)}")
     values = {key: _value(types_of[key], value, f"{at}{key}") for key, value in data.items()}

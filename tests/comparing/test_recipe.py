@@ -4,6 +4,7 @@ from pathlib import Path
 
 import pytest
 
+import hardy
 from hardy.comparing.cells import cells_of
 from hardy.comparing.recipe import load_grid
 from hardy.comparing.trial import try_out
@@ -71,6 +72,8 @@ def test_the_grid_is_every_combination_and_the_baseline_comes_first(recipe: Path
         ('compare.arms={"<script>"={}, plain={}}', "names a folder"),
         ('compare.arms={".."={}, plain={}}', "names a folder"),
         ('compare.arms={Plain={}, plain={}}', "more than case"),
+        ('compare.arms={"Report.html"={}, plain={}}', "written beside the arms"),
+        ('compare.arms={"comparison.JSON"={}, plain={}}', "written beside the arms"),
         ("compare.nets=[\"lenet5\", \"lenet5\"]", "once each"),
         ("seed=1", "seed: the grid decides it"),
         ("methods=[]", "methods: the grid decides it"),
@@ -91,6 +94,7 @@ def test_what_is_wrong_is_named(recipe: Path, change: str, said: str) -> None:
         ("evaluate.suite=pdg", "pdg"),
         ("compare.nets=[\"cifar_resnet9\"]", "cifar_resnet9"),
         ("compare.sources=[\"nowhere\"]", "nowhere"),
+        ("compare.sources=[\"nowhere\", \"./nowhere\"]", "once; got nowhere twice"),
         ("data.name=npz:nowhere.npz", "nowhere"),
         ('compare.arms.mask.methods=[{name="lfm", sites=["nowhere"]}]', "compare.arms.mask: cannot be trained"),
     ],
@@ -103,7 +107,7 @@ def test_a_trial_finds_what_the_recipe_alone_does_not_tell(recipe: Path, change:
 def test_passes_are_those_of_the_methods_and_cut_the_epochs(recipe: Path) -> None:
     one = ['compare.nets=["cifar_resnet8"]', "compare.budget=passes"]
     grid = load_grid(recipe, one)
-    assert try_out(grid) == {("mask", "cifar_resnet8"): (1, 1), ("plain", "cifar_resnet8"): (1, 1)}
+    assert try_out(grid).passes == {("mask", "cifar_resnet8"): (1, 1), ("plain", "cifar_resnet8"): (1, 1)}
     dear = {("mask", "cifar_resnet8"): (3, 2), ("plain", "cifar_resnet8"): (1, 1)}
     epochs = {cell.arm: cell.recipe.train.epochs for cell in cells_of(grid, Path("out"), dear)}
     assert epochs == {"plain": 6, "mask": 2}  # 6 * 2 // 5: 10 passes of at most 12
@@ -111,8 +115,34 @@ def test_passes_are_those_of_the_methods_and_cut_the_epochs(recipe: Path) -> Non
     assert {cell.recipe.train.epochs for cell in cells_of(equal, Path("out"), dear)} == {6}
     with pytest.raises(ConfigError, match=r"leaves arm mask 0 of 6 epochs.*Raise train.epochs"):
         cells_of(grid, Path("out"), {**dear, ("mask", "cifar_resnet8"): (8, 8)})
-    with pytest.raises(ConfigError, match="warmup_epochs"):
-        cells_of(load_grid(recipe, [*one, "train.warmup_epochs=2"]), Path("out"), dear)
+
+
+def test_what_is_counted_in_epochs_is_cut_with_them(recipe: Path) -> None:
+    one = ['compare.nets=["cifar_resnet8"]', "compare.budget=passes", "train.epochs=12", 'train.freeze=["stem"]']
+    dear = {("mask", "cifar_resnet8"): (3, 2), ("plain", "cifar_resnet8"): (1, 1)}
+    grid = load_grid(recipe, [*one, "train.warmup_epochs=3", "train.freeze_epochs=6"])
+    found = {cell.arm: cell.recipe.train for cell in cells_of(grid, Path("out"), dear)}
+    assert [(t.epochs, t.warmup_epochs, t.freeze_epochs) for t in (found["plain"], found["mask"])] == [
+        (12, 3.0, 6), (4, 1.0, 2),
+    ]  # fmt: skip
+    short = load_grid(recipe, [*one, "train.epochs=3", "train.freeze_epochs=2"])  # 1 epoch of the dear arm
+    with pytest.raises(ConfigError, match="1 of the 1 epochs of arm mask leave none"):
+        cells_of(short, Path("out"), dear)
+    always = load_grid(recipe, [*one[:1], *one[3:], "train.freeze_epochs=6"])
+    with pytest.raises(ConfigError, match=r"train.freeze_epochs: must be below .* 6 of the 6 epochs of arm plain"):
+        cells_of(always, Path("out"), dict.fromkeys(dear, (1, 1)))
+
+
+def test_a_source_of_other_images_or_classes_is_refused_before_any_training(recipe: Path, tmp_path: Path) -> None:
+    one = 'compare.nets=["cifar_resnet8"]'
+    for name, options in {"many": {"num_classes": 7}, "color": {"in_channels": 3}, "good": {}}.items():
+        net = hardy.load_model("cifar_resnet8", **{"num_classes": 10, "in_channels": 1, **options})
+        hardy.save(net, tmp_path / f"{name}.safetensors")
+    for name, said in {"many": "must have the 10 classes", "color": "does not take the test images"}.items():
+        with pytest.raises(ConfigError, match=said):
+            try_out(load_grid(recipe, [one, f'compare.sources=["{tmp_path / name}.safetensors"]']))
+    found = try_out(load_grid(recipe, [one, f'compare.sources=["{tmp_path}/good.safetensors"]']))
+    assert f"source {tmp_path}/good.safetensors" in found.origins.question
 
 
 def test_two_nets_never_share_a_folder(recipe: Path) -> None:

@@ -11,6 +11,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from markupsafe import Markup
@@ -222,6 +223,105 @@ def test_a_result_never_passes_for_the_answer_to_another_question(
     monkeypatch.setattr(work, "evaluate", stopped)
     hardy.compare(recipe, out=tmp_path, overrides=other, overwrite=True)
     assert set(run.plan(recipe, out=tmp_path, overrides=other).states.values()) == {"trained"}
+
+
+def test_the_recipe_of_a_cell_asks_what_its_result_answers(recipe: Path, finished: Path, tmp_path: Path) -> None:
+    shutil.copytree(finished, tmp_path, dirs_exist_ok=True)
+    one = ["compare.seeds=[0]", "evaluate.limit=10"]
+    hardy.compare(recipe, out=tmp_path, overrides=one, overwrite=True)
+    for name in NAMES[:2]:
+        assert load_recipe(tmp_path / name / "recipe.toml").evaluate.limit == 10
+        assert hardy.Result.read(tmp_path / name / "result.json").n == 10
+
+
+def test_a_result_tells_the_passes_of_its_training(finished: Path) -> None:
+    for name in NAMES:
+        made = hardy.Result.read(finished / name / "result.json")
+        assert made.training_passes == {"forward_passes": 1.0, "backward_passes": 1.0}
+
+
+def test_an_evaluation_by_hand_is_not_the_one_of_the_comparison(recipe: Path, finished: Path, tmp_path: Path) -> None:
+    one = ["compare.seeds=[0]"]
+    shutil.copytree(finished, tmp_path, dirs_exist_ok=True)
+    cell = tmp_path / NAMES[1]
+    done = CliRunner().invoke(app, ["evaluate", str(cell), "--seed", "1", "--overwrite", "--quiet"])
+    assert done.exit_code == 0 and hardy.Result.read(cell / "result.json").seed == 1
+    with pytest.raises(ConfigError, match=r"mask/cifar_resnet8/seed0 has a result.json that this comparison did not"):
+        hardy.compare(recipe, out=tmp_path, overrides=one)
+    before = (tmp_path / NAMES[0] / "result.json").stat().st_mtime_ns
+    hardy.compare(recipe, out=tmp_path, overrides=one, overwrite=True)
+    assert hardy.Result.read(cell / "result.json").seed == 0
+    assert (tmp_path / NAMES[0] / "result.json").stat().st_mtime_ns == before
+
+
+def test_a_result_counts_only_once_its_cell_knows_it(recipe: Path, finished: Path, tmp_path: Path) -> None:
+    shutil.copytree(finished, tmp_path, dirs_exist_ok=True)
+    note = tmp_path / NAMES[0] / "cell.json"
+    known = json.loads(note.read_text())
+    del known["result"]  # as when killed before the last line
+    note.write_text(json.dumps(known))
+    states = run.plan(recipe, out=tmp_path, overrides=["compare.seeds=[0]"]).states
+    assert states == {NAMES[0]: "trained", NAMES[1]: "finished"}
+
+
+def test_a_net_that_is_trained_on_loses_its_result(
+    recipe: Path, finished: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    one, cell = ["compare.seeds=[0]"], tmp_path / NAMES[0]
+    shutil.copytree(finished, tmp_path, dirs_exist_ok=True)
+    (cell / "model.safetensors").unlink()
+    own = work.evaluate
+
+    def stopped(*_: Any, **__: Any) -> Any:
+        raise TrainingError("stopped")
+
+    monkeypatch.setattr(work, "evaluate", stopped)
+    hardy.compare(recipe, out=tmp_path, overrides=one)
+    assert (cell / "model.safetensors").exists() and not list(cell.glob("result.*"))
+    assert run.plan(recipe, out=tmp_path, overrides=one).states[NAMES[0]] == "trained"
+    monkeypatch.setattr(work, "evaluate", own)
+    hardy.compare(recipe, out=tmp_path, overrides=one)
+    shutil.copy(tmp_path / NAMES[1] / "model.safetensors", cell)  # of another training
+    with pytest.raises(ConfigError, match=r"plain/cifar_resnet8/seed0 has another net than the one"):
+        run.plan(recipe, out=tmp_path, overrides=one)
+
+
+def test_changed_files_are_noticed(recipe: Path, tmp_path: Path) -> None:
+    data, source, factory = tmp_path / "data.npz", tmp_path / "source.safetensors", tmp_path / "net.py"
+    x = (np.random.default_rng(0).random((48, 8, 8)) * 255).astype(np.uint8)
+    arrays = {"x_train": x, "y_train": np.arange(48) % 10, "x_test": x[:20], "y_test": np.arange(20) % 10}
+    np.savez(data, **arrays)
+    factory.write_text(
+        "import hardy\ndef net(num_classes, in_channels):\n    return hardy.load_model('cifar_resnet8', "
+        "num_classes=num_classes, in_channels=in_channels, args={'width': 2})\n"
+    )
+    hardy.save(hardy.load_model("cifar_resnet8", num_classes=10, in_channels=1), source)
+    change = [f"data.name=npz:{data}", f'compare.nets=["{factory}:net"]', "model.args={}", "compare.seeds=[0]"]
+    change += [f'compare.sources=["{source}"]', 'evaluate.axes=["clean", "transfer"]', "compare.arms={plain={}}"]
+    out = tmp_path / "out"
+
+    def again(**options: Any) -> set[str]:
+        return set(run.plan(recipe, out=out, overrides=change, **options).states.values())
+
+    hardy.compare(recipe, out=out, overrides=change)
+    assert again() == {"finished"}
+    hardy.save(hardy.load_model("cifar_resnet8", num_classes=10, in_channels=1, seed=1), source)
+    with pytest.raises(ConfigError, match=r"seed0 was asked about other files: source .*source.safetensors changed"):
+        again()
+    assert again(overwrite=True) == {"trained"}
+    hardy.save(hardy.load_model("cifar_resnet8", num_classes=10, in_channels=1), source)
+    np.savez(data, **{**arrays, "x_test": x[1:21]})
+    with pytest.raises(ConfigError, match=r"seed0 was asked about other files: test images changed"):
+        again()
+    np.savez(data, **{**arrays, "x_train": x[::-1]})
+    with pytest.raises(ConfigError, match=r"seed0 was trained from other files: training images changed"):
+        again()
+    assert again(overwrite=True) == {"new"}
+    np.savez(data, **arrays)
+    assert again() == {"finished"}
+    factory.write_text(factory.read_text() + "# another\n")
+    with pytest.raises(ConfigError, match=r"was trained from other files: .*net.py changed"):
+        again()
 
 
 def test_the_dry_run_says_what_would_be_done_and_writes_nothing(recipe: Path, finished: Path, tmp_path: Path) -> None:

@@ -104,7 +104,9 @@ def test_unreadable_images_are_named_together(tmp_path: Path) -> None:
         load_data(spec, size=8)
     assert "more" not in str(caught.value)
     (tmp_path / "test" / "cat" / "0.png").write_bytes(b"")
-    with pytest.raises(DataError, match=r"one size; .*cat/0.png cannot be read \(no known image format\)"):
+    with pytest.raises(
+        DataError, match=r"one size unless it is resized; .*cat/0.png cannot be read \(no known image format\)"
+    ):
         load_data(spec)
 
 

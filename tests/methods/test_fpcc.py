@@ -12,12 +12,12 @@ from hardy import seeding
 from hardy.errors import ParameterError
 from hardy.io import load_model
 from hardy.methods._blocks import places
-from hardy.methods.cfs import channel_feature_selection
+from hardy.methods.cfs import ChannelFeatureSelection, channel_feature_selection
 from hardy.methods.fpcc import FPCC, PRESETS
 from hardy.methods.pro import PatternConsistency, PatternTap, feature_pattern, pattern_distances
 from hardy.methods.sfm import spatial_feature_modification
 from hardy.objective import Objective
-from hardy.surgery import attachments, strip
+from hardy.surgery import attach, attachments, strip
 from hardy.taps import After
 
 KEY = seeding.keys(seeding.root(0, "images"), torch.arange(5))
@@ -42,7 +42,7 @@ def test_a_step_is_the_released_vgg_written_out() -> None:
     logits, losses = Objective(model)(x, y, KEY)
 
     def drop(features: Tensor, name: str) -> Tensor:
-        key = seeding.fold(seeding.fold(KEY, seeding.root(3, f"cfs:{name}")), 0)
+        key = seeding.fold(seeding.fold(KEY, seeding.root(3, f"fpcc:{name}")), 0)
         return channel_feature_selection(features, p=0.4, rescale=False, training=True, key=key)
 
     plain = net()
@@ -149,9 +149,19 @@ def test_options_reach_the_parts() -> None:
     assert FPCC(weight_decay=False).pro == PatternConsistency(weight_decay=False) and FPCC().pro == PatternConsistency()
     assert attachments(strip(model)) == []
     for fields, says in (
-        ({"eps": 2.0}, "Modification: eps"),
-        ({"p": -1.0}, "Selection: p"),
-        ({"weight": -1.0}, "weight"),
+        ({"eps": 2.0}, "FPCC: eps must"),
+        ({"p": -1.0}, "FPCC: p must"),
+        ({"weight": -1.0}, "FPCC: weight must"),
     ):
         with pytest.raises(ParameterError, match=says):
             FPCC(**fields)  # type: ignore[arg-type]  # on purpose
+
+
+def test_a_part_beside_it_drops_other_channels() -> None:
+    x, y = torch.rand(5, 3, 8, 8), torch.tensor([0, 1, 2, 3, 1])
+    losses = []
+    for methods in ([FPCC()], [FPCC(), ChannelFeatureSelection()]):
+        model = net()
+        attach(model, methods, example=x, seed=0)
+        losses.append(Objective(model)(x, y, KEY)[1]["task"])
+    assert losses[0] != losses[1]

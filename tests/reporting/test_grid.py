@@ -4,6 +4,7 @@ import json
 import math
 import re
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from html.parser import HTMLParser
 from pathlib import Path
 from typing import Any
@@ -14,6 +15,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from scipy import stats as scipy_stats
 
+from hardy.cli.compare import show_comparison
+from hardy.errors import ParameterError
 from hardy.reporting import Comparison, GridCell, grid_report
 from hardy.reporting.grid_numbers import front, over_seeds, ranks
 from hardy.reporting.numbers import gap, gap_interval, interval, percent
@@ -126,6 +129,121 @@ def test_pairs_are_of_one_seed_and_not_of_one_place(tmp_path: Path, write_run: C
     assert own is not None and own.verdict == "void" and "baseline" in own.why
 
 
+def answered_otherwise(cell: GridCell, **changes: Any) -> None:
+    """Overwrite the result of a cell."""
+    assert cell.folder is not None
+    file = cell.folder / "result.json"
+    replace(Result.read(file), **changes).save(file)
+
+
+def other_images(cell: GridCell) -> None:
+    assert cell.folder is not None
+    arrays = Result.read(cell.folder / "result.json").arrays
+    answered_otherwise(cell, arrays={**arrays, "images": np.ones(16, np.uint8)})
+
+
+def test_numbers_that_answer_another_question_are_left_out_and_said_so(
+    tmp_path: Path, write_run: Callable[..., Path]
+) -> None:
+    cells = write(tmp_path, write_run, THREE)
+    by_name = {cell.name: cell for cell in cells}
+    answered_otherwise(by_name["mask/net/seed1"], threat=Threat("linf", 0.2))
+    other_images(by_name["noise/net/seed2"])
+    made = compared(cells, tmp_path / "page.html")
+    mask = made.mean("mask", "net", "white_box")
+    assert mask is not None and (mask.seeds, mask.missing, mask.rank) == (2, (1,), None)
+    assert mask.mean == pytest.approx((0.40 + 0.42) / 2)  # without that of the larger budget
+    gap_ = made.difference("mask", "net", "white_box")
+    assert gap_ is not None and (gap_.pairs, gap_.verdict) == (2, "few")
+    clean = made.mean("mask", "net", "clean")
+    assert clean is not None and (clean.seeds, clean.missing) == (3, ())  # the budget does not enter
+    noise = [made.mean("noise", "net", axis) for axis in ("clean", "white_box")]
+    assert all(m is not None and (m.seeds, m.missing, m.rank) == (2, (2,), None) for m in noise)
+    found = {c.name: {axis: a.other for axis, a in c.accuracy.items() if a.other} for c in made.cells}
+    assert {name: said for name, said in found.items() if said} == {
+        "mask/net/seed1": {"white_box": "other threat"},
+        "noise/net/seed2": {"clean": "other images", "white_box": "other images"},
+    }
+    assert made.fronts == ()  # plain alone is no front
+    page = (tmp_path / "page.html").read_text()
+    assert "not ranked: seed 1 missing; seed 1 left out: other threat" in page
+    assert "left out of means and differences" in page
+
+
+def test_any_two_that_are_pooled_were_asked_the_same(tmp_path: Path, write_run: Callable[..., Path]) -> None:
+    cells = write(tmp_path, write_run, THREE)
+    first = next(c for c in cells if c.name == "plain/net/seed0")  # it does not say which images, so it fits all
+    assert first.folder is not None
+    arrays = Result.read(first.folder / "result.json").arrays
+    answered_otherwise(first, arrays={key: value for key, value in arrays.items() if key != "images"})
+    other_images(next(c for c in cells if c.name == "mask/net/seed1"))
+    made = compared(cells, tmp_path / "page.html")
+    assert [c.name for c in made.cells if c.accuracy["clean"].other] == ["mask/net/seed1"]
+    other_images(next(c for c in cells if c.name == "plain/net/seed1"))
+    made = compared(cells, tmp_path / "page.html")
+    assert [c.name for c in made.cells if c.accuracy["clean"].other] == ["plain/net/seed1", "mask/net/seed1"]
+
+
+def test_the_question_is_that_of_most_and_a_whole_arm_may_miss_it(
+    tmp_path: Path, write_run: Callable[..., Path]
+) -> None:
+    cells = write(tmp_path, write_run, THREE)
+    for cell in cells:
+        if cell.arm == "plain":
+            other_images(cell)
+    made = compared(cells, tmp_path / "page.html")
+    assert made.mean("plain", "net", "clean") is None and made.differences == ()
+    ranked = [made.mean(arm, "net", "white_box") for arm in ("mask", "noise")]
+    assert [m.rank for m in ranked if m is not None] == [1, 1]
+    page = (tmp_path / "page.html").read_text()
+    assert page.count("seed 0 left out: other images; seed 1 left out: other images; seed 2 left out") == 2
+
+
+def test_an_arm_that_lacks_a_seed_is_neither_ranked_nor_on_a_front(
+    tmp_path: Path, write_run: Callable[..., Path]
+) -> None:
+    cells = [c for c in write(tmp_path, write_run, THREE) if c.name not in ("mask/net/seed0", "mask/net/seed1")]
+    made = compared(cells, tmp_path / "page.html")
+    mean = made.mean("mask", "net", "white_box")
+    assert mean is not None and (mean.seeds, mean.missing, mean.rank) == (1, (0, 1), None)
+    assert [made.mean(arm, "net", "white_box").rank for arm in ("plain", "noise")] == [1, 1]  # type: ignore[union-attr]
+    assert {f.against: set(f.arms) for f in made.fronts} == {"clean": {"plain", "noise"}, "passes": {"noise"}}
+    page = (tmp_path / "page.html").read_text()
+    assert "not ranked: seeds 0 and 1 missing" in page and "Not judged, as seeds are missing: mask." in page
+    alike = [c for c in write(tmp_path / "b", write_run, THREE) if c.seed != 2]
+    every = compared(alike, tmp_path / "page.html")  # a seed that no arm has is no reason
+    assert all(m.missing == () and m.rank is not None for m in every.means)
+
+
+def test_one_image_is_no_difference(tmp_path: Path, write_run: Callable[..., Path]) -> None:
+    steps = {"plain": 0, "mask": 1, "noise": 2}  # images of 200, the same for every seed: intervals have no width
+    numbers = {arm: [(0.9, 0.2 + k / N)] * 3 for arm, k in steps.items()}
+    made = compared(write(tmp_path, write_run, numbers), tmp_path / "page.html")
+    found = {arm: made.difference(arm, "net", "white_box") for arm in ("mask", "noise")}
+    assert {arm: g.verdict for arm, g in found.items() if g is not None} == {"mask": "unclear", "noise": "gain"}
+    assert all(g is not None and g.high is not None and g.low == pytest.approx(g.high) for g in found.values())
+    means = {m.arm: m.rank for m in made.means if m.axis == "white_box"}
+    assert means == {"plain": 2, "mask": 1, "noise": 1}  # only noise lies above plain by more than an image
+
+
+def test_what_warned_stands_beside_gains_and_own_bases(tmp_path: Path, write_run: Callable[..., Path]) -> None:
+    cells = write(tmp_path, write_run, THREE)
+    warning = Check(code="zero_gradient", status="warn", evidence="some are zero")
+    noise = Check(code="eot", status="warn", evidence="few draws")
+    answered_otherwise(next(c for c in cells if c.name == "mask/net/seed1"), checks=(warning,))
+    answered_otherwise(next(c for c in cells if c.name == "plain/net/seed1"), checks=(noise,))
+    made = compared(cells, tmp_path / "page.html")
+    mean = made.mean("mask", "net", "white_box")
+    assert mean is not None and mean.warned == ("zero_gradient",) and mean.rank == 1
+    own = {c.name: c.against_base.caution for c in made.cells if c.against_base is not None}
+    words = "check zero_gradient warned and check eot of the baseline warned"
+    assert own["mask/net/seed1"] == words and own["mask/net/seed0"] == ""
+    cell = rows_of(tmp_path / "page.html", "grid-table")[1]
+    assert cell[0].startswith("mask") and words in cell[2] and "zero_gradient" not in cell[1]
+    bases = {row[0]: row[-1] for row in rows_of(tmp_path / "page.html", "grid-bases")}
+    assert words in bases["mask, seed 1"] and "warned" not in bases["mask, seed 0"]
+
+
 def test_an_arm_whose_checks_failed_is_shown_but_neither_ranked_nor_compared(
     tmp_path: Path, write_run: Callable[..., Path]
 ) -> None:
@@ -229,3 +347,32 @@ def test_the_plots_mark_the_front(tmp_path: Path, write_run: Callable[..., Path]
     assert "On the Pareto front (filled): plain and mask." in page
     section = page[page.index('id="comparison"') : page.index('id="verdict"')]
     assert section.count("<svg") == 3 + 2 and "http" not in section  # legend and plots
+
+
+def test_a_name_that_is_not_there_is_an_error_and_not_nothing(tmp_path: Path, write_run: Callable[..., Path]) -> None:
+    made = compared(write(tmp_path, write_run, THREE), tmp_path / "r.html")
+    assert made.difference("plain", "net", "clean") is None  # the baseline itself
+    with pytest.raises(ParameterError, match=r"Comparison: no arm 'masks'; did you mean 'mask'\?"):
+        made.difference("masks", "net", "clean")
+    with pytest.raises(ParameterError, match=r"Comparison: no axis 'whitebox'; did you mean 'white_box'\?"):
+        made.mean("mask", "net", "whitebox")
+    with pytest.raises(ParameterError, match=r"Comparison: no net 'x'; known: net"):
+        made.cost("mask", "x")
+
+
+def test_the_terminal_says_what_counts(
+    tmp_path: Path, write_run: Callable[..., Path], capsys: pytest.CaptureFixture[str]
+) -> None:
+    show_comparison(compared(write(tmp_path / "a", write_run, THREE, failing="noise"), tmp_path / "r.html"))
+    said = capsys.readouterr().err
+    assert "+20.0 gain" in said and "void: zero_gradient" in said and "paired by seed" in said
+    two = {arm: values[:2] for arm, values in THREE.items()}
+    show_comparison(compared(write(tmp_path / "b", write_run, two), tmp_path / "r.html"))
+    assert "too few seeds" in capsys.readouterr().err
+
+
+def test_nets_stand_by_themselves_below_the_comparison(tmp_path: Path, write_run: Callable[..., Path]) -> None:
+    compared(write(tmp_path, write_run, THREE), tmp_path / "r.html")
+    page = (tmp_path / "r.html").read_text()
+    above, below = page.split("Net by net</h2>")
+    assert 'class="difference' in above and 'class="difference' not in below

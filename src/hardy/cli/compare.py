@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from hardy.comparing.run import Plan
     from hardy.reporting import Comparison
 
-__all__ = ["command"]
+__all__ = ["command", "show_comparison"]
 
 WOULD = {
     "new": "train and evaluate",
@@ -28,7 +28,7 @@ WOULD = {
 
 @guarded
 def command(
-    recipe: Annotated[Path, typer.Argument(help="Recipe with a part [compare], a TOML file.")],
+    recipe: Annotated[Path, typer.Argument(help="Recipe with a part compare, a TOML file.")],
     out: Annotated[Path | None, typer.Option("--out", "-o", help="Folder to write; default runs/RECIPE.")] = None,
     set_: Annotated[list[str] | None, typer.Option("--set", help="key=value over the recipe, repeatable.")] = None,
     workers: Annotated[int, typer.Option("--workers", help="Local processes, a cell each.")] = 1,
@@ -65,20 +65,24 @@ def command(
         if not quiet:
             _show_plan(todo)
         return
-    made = compare(
-        recipe,
-        out=out,
-        workers=workers,
-        device=where,
-        overrides=overrides,
-        overwrite=overwrite,
-        on_event=_teller(quiet=quiet),
-    )
+    try:
+        made = compare(
+            recipe,
+            out=out,
+            workers=workers,
+            device=where,
+            overrides=overrides,
+            overwrite=overwrite,
+            on_event=_teller(quiet=quiet),
+        )
+    except KeyboardInterrupt:
+        console().print("What is finished is kept: run the same command again to go on.", highlight=False)
+        raise
     folder = out or Path("runs") / recipe.stem
     if json:
         print_json({"out": str(folder), **made.to_json()})
     if not quiet:
-        _show(made)
+        show_comparison(made)
         written = f"{folder / PAGE} and {TABLE}" if made.cells else folder / TABLE
         console().print(f"-> {written}", highlight=False)
     if made.missing:
@@ -132,9 +136,25 @@ def _show_plan(todo: "Plan") -> None:
     console().print(table)
 
 
-def _show(made: "Comparison") -> None:
-    """Print the mean of every arm on every axis, in %."""
+def show_comparison(made: "Comparison") -> None:
+    """Print the mean of every arm on every axis in %, and whether the difference to the baseline counts."""
     from rich.table import Table
+
+    words = {"gain": "gain", "loss": "loss", "unclear": "no difference", "few": "too few seeds", "description": ""}
+
+    def cell(arm: str, net: str, axis: str) -> str:
+        mean, gap = made.mean(arm, net, axis), made.difference(arm, net, axis)
+        if mean is None:
+            return "-"
+        text = f"{100 * mean.mean:.1f}"
+        if mean.void:
+            return f"{text}\nvoid: {', '.join(mean.void)}"
+        warned = "\nwarned" if mean.warned else ""
+        return (
+            text + warned
+            if gap is None
+            else f"{text}\n{100 * gap.mean:+.1f} {words.get(gap.verdict, gap.verdict)}{warned}"
+        )
 
     seeds = f"{len(made.seeds)} {'seeds' if len(made.seeds) > 1 else 'seed'}"
     for net in made.nets:
@@ -143,8 +163,11 @@ def _show(made: "Comparison") -> None:
         for axis in made.axes:
             table.add_column(axis, justify="right")
         for arm in made.arms:
-            found = [made.mean(arm, net, axis) for axis in made.axes]
-            table.add_row(
-                arm, *("-" if m is None else f"{100 * m.mean:.1f}{' (void)' if m.void else ''}" for m in found)
-            )
+            table.add_row(arm, *(cell(arm, net, axis) for axis in made.axes), end_section=True)
         console().print(table)
+    console().print(
+        f"Below: difference to {made.baseline}, paired by seed; a gain or loss where its 95 % interval excludes 0. "
+        "Intervals, costs and what checks warned of: on the page.",
+        highlight=False,
+        markup=False,
+    )

@@ -3,17 +3,18 @@
 import json
 import re
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal
 
+from hardy.comparing.origins import Origins, file_digest
 from hardy.comparing.recipe import Grid
 from hardy.errors import ConfigError, DataError, HardyError
 from hardy.safefile import write_json
 from hardy.training.folder import RunFolder
 from hardy.training.recipe import Recipe
 
-__all__ = ["NOTE", "Cell", "State", "cells_of", "question_of", "state_of"]
+__all__ = ["NOTE", "Cell", "State", "cells_of", "made_otherwise", "question_of", "state_of"]
 
 NOTE = "cell.json"
 State = Literal["new", "started", "trained", "finished"]
@@ -31,6 +32,8 @@ class Cell:
         recipe: What decides the training.
         passes: Forward and backward passes per training image in one epoch.
         question: What the evaluation is asked, the same in all cells.
+        training_files: Digests of the images and files that the training rests on, by what they are.
+        question_files: Likewise of the evaluation: test images, sources.
     """
 
     arm: str
@@ -40,6 +43,8 @@ class Cell:
     recipe: Recipe
     passes: tuple[int, int]
     question: Mapping[str, Any]
+    training_files: Mapping[str, str] = field(default_factory=dict)
+    question_files: Mapping[str, str] = field(default_factory=dict)
 
     @property
     def name(self) -> str:
@@ -54,23 +59,34 @@ class Cell:
             "seed": self.seed,
             "passes": list(self.passes),
             "question": dict(self.question),
+            "training_files": dict(self.training_files),
+            "question_files": dict(self.question_files),
         }
 
-    def write_note(self) -> None:
-        """Write ``cell.json``."""
-        write_json(self.folder / NOTE, self.note())
+    def write_note(self, *, finished: bool = False) -> None:
+        """Write ``cell.json``; of a finished cell it knows its net and its result by their digests."""
+        run = RunFolder(self.folder)
+        files = {"model": run.model_file, "result": run.result_file} if finished else {}
+        write_json(self.folder / NOTE, self.note() | {key: file_digest(file) for key, file in files.items()})
 
 
-def cells_of(grid: Grid, out: Path, passes: Mapping[tuple[str, str], tuple[int, int]]) -> tuple[Cell, ...]:
+def cells_of(
+    grid: Grid,
+    out: Path,
+    passes: Mapping[tuple[str, str], tuple[int, int]],
+    origins: Origins = Origins(),  # noqa: B008  (frozen)
+) -> tuple[Cell, ...]:
     """List the cells: seed by seed, so that whole comparisons are finished first, and the baseline before the others.
 
     Args:
         grid: The comparison.
         out: Below it the cells lie.
         passes: Forward and backward passes per training image in one epoch, by arm and net.
+        origins: Digests of the images and files that the cells rest on.
 
     Raises:
-        ConfigError: two nets whose folders would be the same, or a budget that leaves an arm no epoch.
+        ConfigError: two nets whose folders would be the same, a budget that leaves an arm no epoch, or
+            ``freeze_epochs`` that leave an arm no epoch in which everything trains.
     """
     c, question = grid.compare, question_of(grid)
     folders = {net: re.sub(r"[^A-Za-z0-9._+-]", "-", net).lstrip(".") or "net" for net in c.nets}
@@ -86,9 +102,17 @@ def cells_of(grid: Grid, out: Path, passes: Mapping[tuple[str, str], tuple[int, 
                 folder = out / arm / folders[net] / f"seed{seed}"
                 found.append(
                     Cell(
-                        arm=arm, net=net, seed=seed, folder=folder, recipe=recipe, passes=cost, question=question
+                        arm=arm,
+                        net=net,
+                        seed=seed,
+                        folder=folder,
+                        recipe=recipe,
+                        passes=cost,
+                        question=question,
+                        training_files=origins.training.get(net, {}),
+                        question_files=origins.question,
                     )
-                )  # fmt: skip
+                )
     return tuple(found)
 
 
@@ -111,7 +135,8 @@ def state_of(cell: Cell, *, overwrite: bool = False) -> State:
 
     Args:
         cell: The cell.
-        overwrite: Whether what another recipe made counts as not there; else it is an error.
+        overwrite: Whether what was made otherwise (another recipe, question, images or files) counts as not there;
+            else it is an error.
 
     Raises:
         ConfigError: its folder holds another training or evaluation; the message names the cell.
@@ -120,29 +145,62 @@ def state_of(cell: Cell, *, overwrite: bool = False) -> State:
     run = RunFolder(cell.folder)
     if not run.recipe_file.exists():
         return "new"
-    try:
-        same = run.holds(cell.recipe)
-    except HardyError as error:
-        raise ConfigError(f"{cell.folder}: its recipe.toml cannot be read ({error}).") from error
-    if not same:
+    if why := made_otherwise(cell):
         if overwrite:
             return "new"
         raise ConfigError(
-            f"{cell.folder}: cell {cell.name} was trained by another recipe. Go on with that one, take another --out, "
+            f"{cell.folder}: cell {cell.name} was trained {why}. Go on with what trained it, take another --out, "
             "or begin such cells anew with --overwrite."
         )
     if not run.model_file.exists():
         return "started" if run.checkpoint_file.exists() else "new"
     if not run.result_file.exists():
         return "trained"
-    if _note(cell.folder).get("question") != json.loads(json.dumps(cell.question)):
-        if overwrite:
-            return "trained"
+    why = _asked_otherwise(cell)
+    if why and not overwrite:
         raise ConfigError(
-            f"{cell.folder}: cell {cell.name} was asked another question ([evaluate], checks or sources). "
-            "Ask the same, take another --out, or evaluate such cells anew with --overwrite."
+            f"{cell.folder}: cell {cell.name} {why}. Ask the same, take another --out, or evaluate such cells anew "
+            "with --overwrite."
         )
-    return "finished"
+    return "finished" if not why and "result" in _note(cell.folder) else "trained"
+
+
+def made_otherwise(cell: Cell) -> str:
+    """Say by what else the training in the folder of a cell was made; empty where by what makes the cell.
+
+    Raises:
+        ConfigError: the recipe there cannot be read.
+        DataError: the note there is damaged.
+    """
+    run = RunFolder(cell.folder)
+    try:
+        same = run.holds(cell.recipe)
+    except HardyError as error:
+        raise ConfigError(f"{cell.folder}: its recipe.toml cannot be read ({error}).") from error
+    if not same:
+        return "by another recipe"
+    changed = _changed(_note(cell.folder).get("training_files"), cell.training_files)
+    return f"from other files: {changed} changed since" if changed else ""
+
+
+def _asked_otherwise(cell: Cell) -> str:
+    """Say what else the result in the folder of a cell answers; empty where it is the cell's, or nobody finished it."""
+    note, run = _note(cell.folder), RunFolder(cell.folder)
+    if note.get("question") != json.loads(json.dumps(cell.question)):
+        return "was asked another question ([evaluate], checks or sources)"
+    if changed := _changed(note.get("question_files"), cell.question_files):
+        return f"was asked about other files: {changed} changed since"
+    if note.get("result", "") not in ("", file_digest(run.result_file)):
+        return "has a result.json that this comparison did not write (hardy evaluate did?)"
+    if note.get("model", "") not in ("", file_digest(run.model_file)):
+        return "has another net than the one that was evaluated"
+    return ""
+
+
+def _changed(before: object, now: Mapping[str, str]) -> str:
+    """List what had another digest before; what was not noted then is not known."""
+    old = before if isinstance(before, dict) else {}
+    return ", ".join(name for name, digest in now.items() if old.get(name, digest) != digest)
 
 
 def _note(folder: Path) -> dict[str, Any]:
@@ -164,14 +222,25 @@ def _note(folder: Path) -> dict[str, Any]:
 
 
 def _cut(recipe: Recipe, arm: str, passes: int, baseline: int, budget: str) -> Recipe:
-    """Cut the epochs of an arm whose steps cost more than the baseline's, if that is the budget."""
-    if budget == "epochs" or passes <= baseline:
-        return recipe
-    epochs = recipe.train.epochs * baseline // passes
-    if epochs < 1 or recipe.train.warmup_epochs >= epochs:
-        need = "at least 1" if epochs < 1 else f"more than warmup_epochs = {recipe.train.warmup_epochs:g}"
+    """Cut the epochs of an arm whose steps cost more than the baseline's, if that is the budget.
+
+    What is counted in epochs, warm-up and freezing, is cut alike.
+    """
+    t = recipe.train
+    if budget == "passes" and passes > baseline:
+        epochs = t.epochs * baseline // passes
+        if epochs < 1:
+            raise ConfigError(
+                f'compare.budget: "passes" leaves arm {arm} 0 of {t.epochs} epochs, as it costs '
+                f"{passes / baseline:.3g} times the passes of the baseline; at least 1 must be left. "
+                "Raise train.epochs."
+            )
+        share = epochs / t.epochs
+        frozen = None if t.freeze_epochs is None else max(1, round(t.freeze_epochs * share))
+        t = replace(t, epochs=epochs, warmup_epochs=t.warmup_epochs * share, freeze_epochs=frozen)
+    if t.freeze_epochs is not None and t.freeze_epochs >= t.epochs:
         raise ConfigError(
-            f'compare.budget: "passes" leaves arm {arm} {epochs} of {recipe.train.epochs} epochs, as it costs '
-            f"{passes / baseline:.3g} times the passes of the baseline; {need} must be left. Raise train.epochs."
+            f"train.freeze_epochs: must be below the epochs of every arm; {t.freeze_epochs} of the {t.epochs} epochs "
+            f"of arm {arm} leave none in which everything trains. Raise train.epochs, or leave freeze_epochs out."
         )
-    return replace(recipe, train=replace(recipe.train, epochs=epochs))
+    return replace(recipe, train=t)

@@ -10,7 +10,9 @@ from hardy import config
 from hardy.errors import ConfigError, HardyError, did_you_mean
 from hardy.training.recipe import Recipe, build_methods, method_table
 
-__all__ = ["ArmRecipe", "CompareRecipe", "Grid", "load_grid"]
+__all__ = ["PAGE", "TABLE", "ArmRecipe", "CompareRecipe", "Grid", "load_grid"]
+
+PAGE, TABLE = "report.html", "comparison.json"  # beside the folders of the arms
 
 NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._+-]*")  # of an arm: it becomes a folder
 
@@ -58,6 +60,8 @@ class CompareRecipe:
                 raise ConfigError(f"arms: {name!r} must be letters, digits and . _ + -, as it names a folder.")
         if len({name.lower() for name in self.arms}) < len(self.arms):
             raise ConfigError(f"arms: names must differ in more than case; got {', '.join(self.arms)}.")
+        if taken := [name for name in self.arms if name.lower() in (PAGE, TABLE)]:
+            raise ConfigError(f"arms: {taken[0]!r} must not be {PAGE} or {TABLE}, which are written beside the arms.")
         if self.baseline not in self.arms:
             raise ConfigError(f"baseline: no arm {self.baseline!r}; {did_you_mean(self.baseline, self.arms)}")
         if not self.seeds or len(set(self.seeds)) < len(self.seeds) or min(self.seeds) < 0:

@@ -9,7 +9,7 @@ import torch
 
 from hardy.comparing.cells import Cell, State, cells_of, state_of
 from hardy.comparing.pool import Event, work_through
-from hardy.comparing.recipe import Grid, load_grid
+from hardy.comparing.recipe import PAGE, TABLE, Grid, load_grid
 from hardy.comparing.trial import try_out
 from hardy.errors import ConfigError, ParameterError
 from hardy.locks import locked
@@ -19,8 +19,6 @@ from hardy.safefile import check_writable, make_folder, write_json
 from hardy.training.recipe import build_methods
 
 __all__ = ["PAGE", "TABLE", "Plan", "compare", "plan"]
-
-PAGE, TABLE = "report.html", "comparison.json"
 
 
 @dataclass(frozen=True)
@@ -61,7 +59,8 @@ def plan(
     """
     folder = Path("runs") / Path(recipe).stem if out is None else Path(out)
     grid = load_grid(recipe, overrides)
-    cells = cells_of(grid, folder, try_out(grid))
+    found = try_out(grid)
+    cells = cells_of(grid, folder, found.passes, found.origins)
     return Plan(grid, folder, cells, {cell.name: state_of(cell, overwrite=overwrite) for cell in cells})
 
 

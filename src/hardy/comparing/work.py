@@ -3,25 +3,27 @@
 import shlex
 import shutil
 from collections.abc import Callable, Mapping
-from pathlib import Path
+from dataclasses import replace
 from typing import Any
 
 from torch import nn
 
 from hardy import io
 from hardy.attacks import SUITES
-from hardy.comparing.cells import Cell, state_of
+from hardy.comparing.cells import Cell, made_otherwise, state_of
+from hardy.comparing.origins import source_file, source_names
 from hardy.data import ArrayData, load_data
 from hardy.errors import ConfigError
 from hardy.evaluation import evaluate
 from hardy.evaluation.journal import Journal
 from hardy.evaluation.suite import Suite, check_suite
+from hardy.inserts import PASSES
 from hardy.results import Result
-from hardy.safefile import make_folder, sweep
+from hardy.safefile import make_folder, sweep, write_text
 from hardy.threats import Threat
 from hardy.training import train
 from hardy.training.folder import RunFolder
-from hardy.training.recipe import build_methods
+from hardy.training.recipe import build_methods, load_recipe
 
 __all__ = ["asked", "images_of", "open_source", "run_cell"]
 
@@ -42,13 +44,15 @@ def run_cell(cell: Cell, *, device: str, overwrite: bool = False, say: Callable[
     folder = RunFolder(cell.folder)
     if state == "finished":
         return
-    if state == "new" and folder.recipe_file.exists() and not folder.holds(cell.recipe):
+    if state == "new" and folder.recipe_file.exists() and made_otherwise(cell):
         shutil.rmtree(cell.folder)  # --overwrite, else state_of would not have come here
     make_folder(cell.folder)
     if state == "trained":
         sweep(cell.folder)
-        for old in (folder.result_file, folder.result_file.with_suffix(".npz")):
-            old.unlink(missing_ok=True)  # of another question: gone before the note says that it is of this one
+    for old in (folder.result_file, folder.result_file.with_suffix(".npz")):
+        old.unlink(missing_ok=True)  # of another question or net: gone before the note says that it is of this one
+    if state == "trained":
+        _write_question(cell)
     cell.write_note()
     if state != "trained":
         say("training" if state == "new" else "training, from its checkpoint")
@@ -62,6 +66,8 @@ def measure(cell: Cell, *, device: str) -> Result:
     folder = RunFolder(cell.folder)
     images = images_of(cell)
     threat, suite = asked(cell.question)
+    texts = cell.question["sources"]
+    metrics = io.read(folder.model_file).metrics
     journal = Journal(folder.result_file.with_suffix(".partial"))
     result = evaluate(
         _trained(cell, images).to(device),
@@ -70,7 +76,7 @@ def measure(cell: Cell, *, device: str) -> Result:
         threat=threat,
         axes=cell.question["axes"],
         suite=suite,
-        sources=[(Path(text).stem, open_source(text).to(device)) for text in cell.question["sources"]],
+        sources=[(name, open_source(text).to(device)) for name, text in zip(source_names(texts), texts, strict=True)],
         rows=images.index.to(device),
         checks=cell.question["checks"],
         journal=journal.folder,
@@ -78,9 +84,11 @@ def measure(cell: Cell, *, device: str) -> Result:
         data_name=f"{images.name} {images.split}",
         class_names=images.class_names,
         methods=tuple(map(repr, build_methods(cell.recipe.methods))),
+        training_passes={key: metrics[key] for key in PASSES} if all(key in metrics for key in PASSES) else {},
         command=_command(cell),
     )
     result.save(folder.result_file)
+    cell.write_note(finished=True)
     journal.clear()
     return result
 
@@ -115,8 +123,15 @@ def open_source(text: str) -> nn.Module:
     Raises:
         CheckpointError: it is neither.
     """
-    folder = RunFolder(text)
-    return io.load(folder.model_file if folder.path.is_dir() else text)
+    return io.load(source_file(text))
+
+
+def _write_question(cell: Cell) -> None:
+    """Let the recipe of a trained net ask what the cell asks, so that its command repeats this evaluation."""
+    file = RunFolder(cell.folder).recipe_file
+    held = load_recipe(file)
+    if held.evaluate != cell.recipe.evaluate:
+        write_text(file, replace(held, evaluate=cell.recipe.evaluate).to_toml())
 
 
 def _trained(cell: Cell, images: ArrayData) -> nn.Module:

@@ -128,7 +128,8 @@ class FolderReader(Reader):
             some = sorted(bad, key=lambda one: one.position)[:3]
             more = f"; and {len(bad) - 3} more" if len(bad) > 3 else ""
             raise DataError(
-                f"{self.name}: every image must be readable and of one size; {'; '.join(map(str, some))}{more}."
+                f"{self.name}: every image must be readable, and of one size unless it is resized; "
+                f"{'; '.join(map(str, some))}{more}. Mend the files, or leave them out by --skip-bad (data.skip_bad)."
             )
 
     def _decode(self) -> tuple[Tensor, list[Bad], list[Bad]]:

@@ -44,8 +44,9 @@ CARD = Card(
     notes=(
         "A step runs forward and backward twice; adversarial images are searched once and used in both.",
         "Alone it trains on plain images: a method for flatness, not for robustness to changed images.",
-        "It works inside hardy.train; Objective alone is not changed. In a loop of your own call around_step of what "
-        "is attached.",
+        "It works inside hardy.train; Objective alone is not changed. In a loop of your own, with closure() that "
+        "zeroes gradients and runs forward and backward, and step() that steps the optimizer: "
+        "attached[0].insert.around_step(closure, step), then step().",
         "The training accuracy and loss are those at the moved weights.",
         "It cannot be combined with free_at, which steps the weights between its replays.",
     ),

@@ -85,15 +85,15 @@ class ChannelSelection(KeyedLayer):
         return f"p={self.p}, rescale={self.rescale}"
 
     @classmethod
-    def at(cls, name: str, y: Tensor, *, p: float, rescale: bool, seed: int) -> "ChannelSelection":
-        """Make the layer of one site.
+    def at(cls, name: str, y: Tensor, *, p: float, rescale: bool, seed: int, method: str) -> "ChannelSelection":
+        """Make the layer of one site for a method, whose name is part of its random numbers.
 
         Raises:
             AttachError: no channels there.
         """
         if y.ndim not in (2, 4):
-            raise AttachError(f"cfs: {name} must give (n, c, h, w) or (n, c); got {tuple(y.shape)}.")
-        return cls(p=p, rescale=rescale, seed=seed, purpose=f"{CARD.name}:{name}")
+            raise AttachError(f"{method}: {name} must give (n, c, h, w) or (n, c); got {tuple(y.shape)}.")
+        return cls(p=p, rescale=rescale, seed=seed, purpose=f"{method}:{name}")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -122,7 +122,7 @@ class ChannelFeatureSelection:
         """
 
         def layer(name: str, y: Tensor) -> ChannelSelection:
-            return ChannelSelection.at(name, y, p=self.p, rescale=self.rescale, seed=seed)
+            return ChannelSelection.at(name, y, p=self.p, rescale=self.rescale, seed=seed, method=CARD.name)
 
         held = surgery.Insert(self, seed=seed)
         found = places(model, example, self.sites)

@@ -14,6 +14,7 @@ from typing import Literal, cast
 from torch import Tensor, nn
 
 from hardy import surgery
+from hardy.errors import ParameterError
 from hardy.methods._blocks import BLOCKS, places
 from hardy.methods._card import Card
 from hardy.methods._checks import some
@@ -47,7 +48,7 @@ CARD = Card(
         "The released recipe picks the epoch by test accuracy; ours by validation images, or the last.",
     ),
     notes=(
-        "The parts can be had alone and in pairs: sfm, cfs, pro.",
+        "The parts can be had alone and in pairs: sfm, cfs, pro. Beside fpcc they act once more.",
         "The released code carries no licence; nothing of it was copied.",
     ),
 )
@@ -93,8 +94,10 @@ class FPCC:
     pattern_sites: tuple[str, ...] = (BLOCKS,)
 
     def __post_init__(self) -> None:
-        for part in ("sfm", "cfs", "pro"):
-            getattr(self, part)  # which checks itself
+        try:
+            _ = self.sfm, self.cfs, self.pro  # which check themselves
+        except ParameterError as error:
+            raise ParameterError(f"FPCC: {str(error).partition(': ')[2]}") from None
 
     @property
     def sfm(self) -> SpatialFeatureModification:
@@ -130,7 +133,7 @@ class FPCC:
         compare = found.put(self.pattern_sites, found.compare, CARD.name)
 
         def layer(name: str, calls: tuple[int, ...], total: int, y: Tensor) -> Tap:
-            return After(name, calls, total, ChannelSelection.at(name, y, p=self.p, rescale=self.rescale, seed=seed))
+            return After(name, calls, total, _selection(self, name, y, seed))
 
         held = FPCCInsert(self, seed=seed, term=CARD.name, weight=self.weight)
         patterns = held.taps_at(model, compare, self.pro, example=example)
@@ -138,6 +141,10 @@ class FPCC:
         held.notes = (*found.notes, f"patterns of {some([tap.name for tap in patterns])}")
         held.input_shape = cast("tuple[int, int, int]", tuple(example.shape[1:]))
         return surgery.insert(model, held, method=CARD.name, taps=[*patterns, *drops])
+
+
+def _selection(spec: FPCC, name: str, y: Tensor, seed: int) -> ChannelSelection:
+    return ChannelSelection.at(name, y, p=spec.p, rescale=spec.rescale, seed=seed, method=CARD.name)
 
 
 PRESETS: Mapping[str, FPCC] = MappingProxyType(

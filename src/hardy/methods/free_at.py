@@ -41,7 +41,7 @@ CARD = Card(
         "train.epochs by replays, as the authors do, for the cost of a plain training.",
         "train.ema averages once a batch, and the learning rate moves once a batch.",
         "It steps inside hardy.train only. In a loop of your own Objective alone gives images at a random point of the "
-        "ball; call around_step of what is attached.",
+        "ball; call attached[0].insert.around_step(closure, step), then step(), as for awp.",
         "The training accuracy and loss are of the last replay.",
     ),
 )

@@ -6,6 +6,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
+from hardy.errors import ParameterError, did_you_mean
+
 __all__ = ["FORMAT", "Accuracy", "AgainstBase", "CellNumbers", "Comparison", "Cost", "Front", "Gap", "GridCell", "Mean"]
 
 FORMAT = 1
@@ -37,7 +39,15 @@ class GridCell:
 class Accuracy:
     """An accuracy of one net, in [0, 1], with its 95 % Wilson interval over images.
 
-    ``void`` names failed checks by which it is no evidence.
+    Attributes:
+        accuracy: The share.
+        low: Lower bound.
+        high: Upper bound.
+        n: Number of images.
+        void: Failed checks by which it is no evidence.
+        warned: Checks that ask to read it with care.
+        other: Why it answers another question than most of its column do, in words; it is then in no mean, difference,
+            rank or front. Empty where it does not.
     """
 
     accuracy: float
@@ -45,6 +55,8 @@ class Accuracy:
     high: float
     n: int
     void: tuple[str, ...] = ()
+    warned: tuple[str, ...] = ()
+    other: str = ""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -60,6 +72,7 @@ class AgainstBase:
         verdict: "gain" or "loss" where the interval excludes 0 and the test agrees after Holm's correction for all
             cells, else "unclear"; "void" where nothing was compared.
         why: Why not.
+        caution: Which checks of either net warned, in words.
     """
 
     axis: str
@@ -69,6 +82,7 @@ class AgainstBase:
     p: float | None = None
     verdict: Verdict = "void"
     why: str = ""
+    caution: str = ""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -116,9 +130,13 @@ class Mean:
         mean: Over these.
         low: Lower bound of its 95 % Student's t interval over seeds, not below 0; None with one seed.
         high: Upper bound, not above 1.
-        rank: 1 plus the number of arms whose whole interval is above this one's: arms whose intervals overlap may
-            share a rank; None with one seed, where a check failed, and where more is neither better nor worse.
+        rank: 1 plus the number of arms whose whole interval is above this one's by more than one image: arms whose
+            intervals overlap may share a rank; None with one seed, where a check failed, a seed is missing or no other
+            arm can be ranked, and where more is neither better nor worse.
         void: Failed checks of any of its cells.
+        missing: Seeds that it lacks and another arm whose checks did not fail has: such an arm is neither ranked nor on
+            a front, as an easy seed alone would lift it.
+        warned: Checks of any of its cells that ask to read it with care.
     """
 
     arm: str
@@ -130,6 +148,8 @@ class Mean:
     high: float | None = None
     rank: int | None = None
     void: tuple[str, ...] = ()
+    missing: tuple[int, ...] = ()
+    warned: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -140,12 +160,13 @@ class Gap:
         arm: Which arm.
         net: On which net.
         axis: On which axis.
-        pairs: Number of seeds that both have.
+        pairs: Number of seeds that both have, asked the same.
         mean: Mean difference over these.
         low: Lower bound of its 95 % Student's t interval over seeds, not below -1; None with one pair.
         high: Upper bound, not above 1.
-        verdict: "gain" or "loss" where the interval excludes 0, "unclear" where it does not, "few" with fewer than 3
-            pairs, "void" where a check failed on either side, "description" where more is neither better nor worse.
+        verdict: "gain" or "loss" where the interval, widened by one image at both ends (1 / n, the resolution of n
+            images), excludes 0, "unclear" where it does not, "few" with fewer than 3 pairs, "void" where a check failed
+            on either side, "description" where more is neither better nor worse.
     """
 
     arm: str
@@ -179,7 +200,7 @@ class Cost:
 
 @dataclass(frozen=True, kw_only=True)
 class Front:
-    """The arms that no other arm beats in both respects (Pareto), by their means.
+    """The arms that no other arm beats in both respects (Pareto), by their means, of those that lack no seed.
 
     Attributes:
         net: On which net.
@@ -227,16 +248,28 @@ class Comparison:
     fronts: tuple[Front, ...] = ()
 
     def mean(self, arm: str, net: str, axis: str) -> Mean | None:
-        """Give the mean of an arm; None where no cell has it."""
+        """Give the mean of an arm; None where no cell has it.
+
+        Raises:
+            ParameterError: no such arm, net or axis; likewise the two below.
+        """
+        self._check(arm, net, axis)
         return next((m for m in self.means if (m.arm, m.net, m.axis) == (arm, net, axis)), None)
 
     def difference(self, arm: str, net: str, axis: str) -> Gap | None:
         """Give the difference of an arm to the baseline; None for the baseline, and where no pair of seeds has both."""
+        self._check(arm, net, axis)
         return next((g for g in self.differences if (g.arm, g.net, g.axis) == (arm, net, axis)), None)
 
     def cost(self, arm: str, net: str) -> Cost | None:
         """Give what a training of an arm costs; None where no cell is finished."""
+        self._check(arm, net)
         return next((c for c in self.costs if (c.arm, c.net) == (arm, net)), None)
+
+    def _check(self, arm: str, net: str, axis: str | None = None) -> None:
+        for kind, name, known in (("arm", arm, self.arms), ("net", net, self.nets), ("axis", axis, self.axes)):
+            if name is not None and name not in known:
+                raise ParameterError(f"Comparison: no {kind} {name!r}; {did_you_mean(name, known)}")
 
     def to_json(self) -> dict[str, Any]:
         """Give the content of ``comparison.json``: the fields, and ``format``, the number of this schema.

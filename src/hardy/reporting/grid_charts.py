@@ -65,8 +65,14 @@ def _chart(
     svg = scatter_chart(
         spots, name=name, x_label=x_label, y_label=f"{where} accuracy in %", fewer_is_better=against == "passes"
     )
-    note = f"On the Pareto front (filled): {join(front)}. No other arm is as good in both respects and better in one."
-    return Chart(title=title, svg=svg, alt=f"{title}: {'; '.join(said)}"), note
+    notes = [
+        f"On the Pareto front (filled): {join(front)}. No other arm is as good in both respects and better in one."
+    ]
+    drawn = [list(made.arms)[spot.index] for spot in spots]
+    lacking = {m.arm for m in made.means if m.net == net and m.missing and m.axis in (made.robust, "clean")}
+    if left := [arm for arm in drawn if arm in lacking]:
+        notes.append(f"Not judged, as seeds are missing: {join(left)}.")
+    return Chart(title=title, svg=svg, alt=f"{title}: {'; '.join(said)}"), " ".join(notes if front else notes[1:])
 
 
 def _bounds(mean: Mean) -> tuple[float, float, float]:

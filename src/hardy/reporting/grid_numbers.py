@@ -19,15 +19,15 @@ from hardy.reporting.grid import (
     Mean,
     Verdict,
 )
+from hardy.reporting.grid_alike import Place, odd_ones
 from hardy.reporting.runs import Run
-from hardy.reporting.trust import WORST, bounded, failed
+from hardy.reporting.trust import WORST, bounded, caution, failed, warned
 from hardy.stats import mean_interval
 
 __all__ = ["compare_grid", "front", "over_seeds", "ranks"]
 
 FEWEST = 3  # pairs of seeds below which a difference is not judged
-
-Place = tuple[str, str, int]  # arm, net, seed
+ROUNDING = 1e-9  # of sums of shares
 
 
 def compare_grid(
@@ -51,7 +51,8 @@ def compare_grid(
     columns = [topic for topic in topics(list(runs.values())) if not topic.gray_box]
     robust = _robust(list(runs.values()))
     found = {(c.arm, c.net, c.seed): runs[c.name] for c in cells if c.name in runs}
-    numbers = {(c.arm, c.net, c.seed): _numbers(c, runs[c.name], columns) for c in cells if c.name in runs}
+    odd = odd_ones(found, columns, baseline)
+    numbers = {(c.arm, c.net, c.seed): _numbers(c, runs[c.name], columns, odd) for c in cells if c.name in runs}
     against = _against_base(found, baseline, robust) if robust else {}
     numbers = {place: replace(cell, against_base=against.get(place)) for place, cell in numbers.items()}
     order = [baseline, *(arm for arm in arms if arm != baseline)]
@@ -111,11 +112,20 @@ def _robust(runs: Sequence[Run]) -> str:
     return ""
 
 
-def _numbers(cell: GridCell, run: Run, columns: Sequence[Topic]) -> CellNumbers:
+def _numbers(cell: GridCell, run: Run, columns: Sequence[Topic], odd: Mapping[tuple[Place, str], str]) -> CellNumbers:
+    place = (cell.arm, cell.net, cell.seed)
     result = run.result
     found = {topic.axis: p for topic in columns if (p := topic.select(result)) is not None}
     accuracy = {
-        axis: Accuracy(accuracy=p.accuracy, low=p.low, high=p.high, n=p.n, void=_void(run, axis))
+        axis: Accuracy(
+            accuracy=p.accuracy,
+            low=p.low,
+            high=p.high,
+            n=p.n,
+            void=_void(run, axis),
+            warned=warned(result, axis),
+            other=odd.get((place, axis), ""),
+        )
         for axis, p in found.items()
     }
     codes = tuple(dict.fromkeys(check.code for check in result.checks if check.status == "fail"))
@@ -155,7 +165,13 @@ def _against_base(runs: Mapping[Place, Run], baseline: str, axis: str) -> dict[P
             made.append("the baseline's net of this seed is not there" if base is None else "it was not measured")
         else:
             made.append(pair(base, runs[place], axis, topic.select(base.result), after))
-    return {place: _told(axis, found) for place, found in zip(places, holm(made), strict=True)}
+    told = {place: _told(axis, found) for place, found in zip(places, holm(made), strict=True)}
+    return {
+        place: replace(each, caution=caution(runs[baseline, *place[1:]].result, runs[place].result, axis))
+        if each.difference is not None
+        else each
+        for place, each in told.items()
+    }
 
 
 def _told(axis: str, found: Paired | str | None) -> AgainstBase:
@@ -167,25 +183,39 @@ def _told(axis: str, found: Paired | str | None) -> AgainstBase:
 
 
 def _of(made: Comparison, arm: str, net: str, axis: str) -> dict[int, Accuracy]:
-    """Give the accuracies of an arm by seed."""
-    cells = [cell for cell in made.cells if (cell.arm, cell.net) == (arm, net)]
-    return {cell.seed: cell.accuracy[axis] for cell in cells if axis in cell.accuracy}
+    """Give the accuracies of an arm that answer the question of its column, by seed."""
+    cells = [cell for cell in made.cells if (cell.arm, cell.net) == (arm, net) and axis in cell.accuracy]
+    return {cell.seed: cell.accuracy[axis] for cell in cells if not cell.accuracy[axis].other}
 
 
 def _means(made: Comparison, net: str, axis: str) -> list[Mean]:
     """Average every arm over its seeds, and rank those that can be."""
-    found = []
-    for arm in made.arms:
-        of_seeds = _of(made, arm, net, axis)
-        if of_seeds:
-            mean, low, high = over_seeds([a.accuracy for a in of_seeds.values()])
-            bounds = (None, None) if low is None or high is None else (max(0.0, low), min(1.0, high))
-            codes = tuple(dict.fromkeys(code for a in of_seeds.values() for code in a.void))
-            n, (low, high) = len(of_seeds), bounds
-            found.append(Mean(arm=arm, net=net, axis=axis, seeds=n, mean=mean, low=low, high=high, void=codes))
-    able = [] if axis in DESCRIPTIONS else [m for m in found if not m.void]
-    ranked = ranks({m.arm: (m.low, m.high) for m in able if m.low is not None and m.high is not None})
+    of_arms = {arm: of_seeds for arm in made.arms if (of_seeds := _of(made, arm, net, axis))}
+    found = [_mean(arm, net, axis, of_seeds) for arm, of_seeds in of_arms.items()]
+    seeds = {seed for m in found if not m.void for seed in of_arms[m.arm]}
+    found = [replace(m, missing=tuple(sorted(seeds - set(of_arms[m.arm])))) for m in found]
+    able = [] if axis in DESCRIPTIONS else [m for m in found if not m.void and not m.missing]
+    near = {m.arm: 0.5 / min(a.n for a in of_arms[m.arm].values()) + ROUNDING for m in able}  # half an image
+    bounds = {
+        m.arm: (m.low - near[m.arm], m.high + near[m.arm]) for m in able if m.low is not None and m.high is not None
+    }
+    ranked = ranks(bounds) if len(bounds) > 1 else {}
     return [replace(m, rank=ranked.get(m.arm)) for m in found]
+
+
+def _mean(arm: str, net: str, axis: str, of_seeds: Mapping[int, Accuracy]) -> Mean:
+    mean, low, high = over_seeds([a.accuracy for a in of_seeds.values()])
+    return Mean(
+        arm=arm,
+        net=net,
+        axis=axis,
+        seeds=len(of_seeds),
+        mean=mean,
+        low=None if low is None else max(0.0, low),
+        high=None if high is None else min(1.0, high),
+        void=tuple(dict.fromkeys(code for a in of_seeds.values() for code in a.void)),
+        warned=tuple(dict.fromkeys(code for a in of_seeds.values() for code in a.warned)),
+    )
 
 
 def _gap(made: Comparison, arm: str, net: str, axis: str) -> Gap | None:
@@ -195,6 +225,7 @@ def _gap(made: Comparison, arm: str, net: str, axis: str) -> Gap | None:
         return None
     mean, low, high = over_seeds([ours[seed].accuracy - theirs[seed].accuracy for seed in seeds])
     low, high = (None if bound is None else min(1.0, max(-1.0, bound)) for bound in (low, high))
+    image = 1 / min(a.n for seed in seeds for a in (ours[seed], theirs[seed])) + ROUNDING
     verdict: Verdict = "unclear"
     if any(a.void for a in [*ours.values(), *theirs.values()]):
         verdict = "void"
@@ -202,7 +233,7 @@ def _gap(made: Comparison, arm: str, net: str, axis: str) -> Gap | None:
         verdict = "description"
     elif len(seeds) < FEWEST or low is None or high is None:
         verdict = "few"
-    elif low > 0 or high < 0:
+    elif low > image or high < -image:
         verdict = "gain" if mean > 0 else "loss"
     return Gap(arm=arm, net=net, axis=axis, pairs=len(seeds), mean=mean, low=low, high=high, verdict=verdict)
 
@@ -226,11 +257,12 @@ def _cost(made: Comparison, arm: str, net: str) -> Cost | None:
 
 
 def _fronts(made: Comparison, net: str) -> list[Front]:
-    """Find both fronts of a net among the arms whose numbers are evidence."""
+    """Find both fronts of a net among the arms whose numbers are evidence and lack no seed."""
     if made.robust in ("", "clean"):
         return []
-    robust = {m.arm: m.mean for m in made.means if (m.net, m.axis) == (net, made.robust) and not m.void}
-    clean = {m.arm: m.mean for m in made.means if (m.net, m.axis) == (net, "clean") and not m.void}
+    able = [m for m in made.means if m.net == net and not m.void and not m.missing]
+    robust = {m.arm: m.mean for m in able if m.axis == made.robust}
+    clean = {m.arm: m.mean for m in able if m.axis == "clean"}
     costs = {
         c.arm: c.forward_passes + c.backward_passes
         for c in made.costs
@@ -239,4 +271,5 @@ def _fronts(made: Comparison, net: str) -> list[Front]:
     points = {arm: (clean[arm], value) for arm, value in robust.items() if arm in clean}
     cheap = {arm: (-costs[arm], value) for arm, value in robust.items() if arm in costs}
     found = [Front(net=net, against="clean", arms=front(points)), Front(net=net, against="passes", arms=front(cheap))]
-    return [each for each in found if each.arms]
+    alone = [len(places) < 2 for places in (points, cheap)]  # such an arm would be on any front
+    return [each for each, few in zip(found, alone, strict=True) if not few]

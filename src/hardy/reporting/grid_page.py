@@ -4,7 +4,7 @@ from collections.abc import Mapping
 
 from hardy.reporting.cells import SYMBOLS
 from hardy.reporting.charts import swatch
-from hardy.reporting.compare import axis_title
+from hardy.reporting.compare import DESCRIPTIONS, axis_title
 from hardy.reporting.grid import AgainstBase, CellNumbers, Comparison, Cost, Gap, Mean
 from hardy.reporting.grid_charts import charts
 from hardy.reporting.grid_parts import BaseRow, GridColumn, GridPage, GridRow, GridTable
@@ -120,16 +120,7 @@ def _row(made: Comparison, arm: str, net: str, anchors: Mapping[str, str]) -> Gr
         methods=" + ".join(method.partition("(")[0] for method in made.arms[arm]) or "no method",
         seeds=f"{len(found)} of {len(made.seeds)} seeds" if len(found) < len(made.seeds) else "",
         is_base=arm == made.baseline,
-        cells=tuple(
-            _cell(
-                made.mean(arm, net, axis),
-                made.difference(arm, net, axis),
-                axis,
-                anchors.get(axis, ""),
-                _tied(made, net),
-            )
-            for axis in made.axes
-        ),
+        cells=tuple(_cell(made, arm, net, axis, href=anchors.get(axis, "")) for axis in made.axes),
         passes=passes,
         passes_note=f"{parts}; {epochs}" if parts else epochs,
         seconds=ABSENT if seconds is None else duration(seconds),
@@ -137,29 +128,57 @@ def _row(made: Comparison, arm: str, net: str, anchors: Mapping[str, str]) -> Gr
     )
 
 
-def _tied(made: Comparison, net: str) -> frozenset[tuple[str, int]]:
-    """List the ranks that several arms share, by axis."""
-    held = [(m.axis, m.rank) for m in made.means if m.net == net and m.rank is not None]
-    return frozenset(each for each in held if held.count(each) > 1)
+def _tied(made: Comparison, mean: Mean) -> bool:
+    """Tell whether another arm has this rank."""
+    same = [m for m in made.means if (m.net, m.axis, m.rank) == (mean.net, mean.axis, mean.rank)]
+    return mean.rank is not None and len(same) > 1
 
 
-def _cell(mean: Mean | None, found: Gap | None, axis: str, href: str, tied: frozenset[tuple[str, int]]) -> Cell:
-    title = axis_title(axis)
+def _cell(made: Comparison, arm: str, net: str, axis: str, *, href: str) -> Cell:
+    mean, found = made.mean(arm, net, axis), made.difference(arm, net, axis)
+    title, odd = axis_title(axis), _odd(made, arm, net, axis)
     if mean is None:
-        return Cell(column=title, accuracy=ABSENT, measured=False)
-    bounds = "" if mean.low is None or mean.high is None else interval(mean.low, mean.high)
-    note = "" if mean.rank is None else f"rank {mean.rank}{', tied' if (axis, mean.rank) in tied else ''}"
+        return Cell(column=title, accuracy=ABSENT, measured=bool(odd), note=odd, void=bool(odd))
+    drawn = None if found is None or found.verdict == "void" else _difference(found)
+    notes = [_rank(made, mean), odd]
+    if found is not None and found.verdict in ("gain", "loss"):
+        notes.append(_caution(mean, made.mean(made.baseline, net, axis)))
     return Cell(
         column=title,
         accuracy=percent(mean.mean),
         measured=True,
-        interval=bounds,
+        interval="" if mean.low is None or mean.high is None else interval(mean.low, mean.high),
         count=f"mean over {mean.seeds} {'seeds' if mean.seeds > 1 else 'seed'}",
         href=href,
-        difference=None if found is None or found.verdict == "void" else _difference(found),
-        note=f"void, not ranked: {named(mean.void)} failed" if mean.void else note,
+        difference=drawn,
+        note="; ".join(filter(None, notes)),
         void=bool(mean.void),
     )
+
+
+def _rank(made: Comparison, mean: Mean) -> str:
+    """Write the rank of an arm, or why it has none."""
+    if mean.void:
+        return f"void, not ranked: {named(mean.void)} failed"
+    if mean.rank is not None:
+        return f"rank {mean.rank}{', tied' if _tied(made, mean) else ''}"
+    if not mean.missing or mean.axis in DESCRIPTIONS:
+        return ""
+    seeds = f"{'seed' if len(mean.missing) == 1 else 'seeds'} {join([str(seed) for seed in mean.missing])}"
+    return f"not ranked: {seeds} missing"
+
+
+def _odd(made: Comparison, arm: str, net: str, axis: str) -> str:
+    """Say which nets of an arm answer another question than the others, and what differs."""
+    cells = {cell.seed: cell.accuracy.get(axis) for cell in made.cells if (cell.arm, cell.net) == (arm, net)}
+    return "; ".join(f"seed {seed} left out: {a.other}" for seed, a in cells.items() if a is not None and a.other)
+
+
+def _caution(own: Mean, base: Mean | None) -> str:
+    """Name the checks that warned of any net behind a difference, as beside any gain or loss of a report."""
+    others = () if base is None else tuple(code for code in base.warned if code not in own.warned)
+    parts = [f"{named(own.warned)} warned"] if own.warned else []
+    return join([*parts, f"{named(others)} of the baseline warned"] if others else parts)
 
 
 def _difference(found: Gap) -> Difference:
@@ -198,7 +217,7 @@ def _base(made: Comparison, cell: CellNumbers) -> BaseRow:
         difference=drawn,
         p="" if found.p is None else p_value(found.p),
         answer=ANSWERS.get(found.verdict, ""),
-        note="; ".join(filter(None, (why, failed))),
+        note="; ".join(filter(None, (why, failed, found.caution))),
     )
 
 
@@ -221,11 +240,12 @@ def _notes(made: Comparison) -> tuple[str, ...]:
     if several:
         notes.append(
             f"Below it the difference to {made.baseline} in points, paired by seed, with its interval over seeds: "
-            "a gain or a loss where that excludes 0, and with at least 3 pairs of seeds."
+            "a gain or a loss where that excludes 0 by more than one image, and with at least 3 pairs of seeds."
         )
         notes.append(
-            "Rank: 1 plus the number of arms whose whole interval lies higher, so overlapping intervals may tie; arms "
-            "with a failed check are not ranked."
+            "Rank: 1 plus the number of arms whose whole interval lies higher, by more than one image, so overlapping "
+            "intervals may tie; arms with a failed check, or that lack a seed another arm has, are neither ranked nor "
+            "on a Pareto front."
         )
         judged = sum(g.verdict in ("gain", "loss", "unclear") for g in made.differences)
         if judged >= 10:
@@ -233,6 +253,11 @@ def _notes(made: Comparison) -> tuple[str, ...]:
                 f"{judged} differences are judged, each by itself: by chance alone about {number(0.05 * judged)} of "
                 "them would look like a gain or a loss."
             )
+    if any(a.other for cell in made.cells for a in cell.accuracy.values()):
+        notes.append(
+            "Numbers that answer another question than most of their column (other images, threat, attacks or sources) "
+            "are left out of means and differences."
+        )
     notes.append("Passes: forward and backward passes per training image, over the whole training.")
     if several and 1 < len(made.seeds) < 5:
         notes.append("3 seeds are enough to look, 5 to claim.")

@@ -3,8 +3,10 @@
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
+from typing import TypeVar
 
 from hardy.reporting.build import collect, render
+from hardy.reporting.data import ProfileRow, RunRow
 from hardy.reporting.grid import Comparison, GridCell
 from hardy.reporting.grid_numbers import compare_grid
 from hardy.reporting.grid_page import grid_page
@@ -13,6 +15,8 @@ from hardy.reporting.runs import Run, read_runs
 from hardy.safefile import write_text
 
 __all__ = ["grid_report"]
+
+T = TypeVar("T", RunRow, ProfileRow)
 
 
 def grid_report(
@@ -48,7 +52,25 @@ def grid_html(made: Comparison, runs: Sequence[Run]) -> str:
     title = f"{join(others) if len(others) <= 4 else f'{len(others)} arms'}, compared with {made.baseline}"
     data = collect(runs, title=title if others else f"How robust is {made.baseline}?")
     anchors = {axis.name: f"#{axis.anchor}" for axis in data.definitions}
-    return render(replace(data, lead="", statements=(), comparison=grid_page(made, anchors)))
+    rows = tuple(_alone(row) for row in data.rows)
+    profile = data.profile and replace(data.profile, rows=tuple(_alone(row) for row in data.profile.rows))
+    return render(
+        replace(
+            data,
+            lead="",
+            statements=(),
+            rows=rows,
+            table_notes=data.table_notes[:1],
+            profile=profile,
+            comparison=grid_page(made, anchors),
+        )
+    )
+
+
+def _alone(row: T) -> T:
+    """Take the differences to the first run out: in a grid, nets are compared with that of the same seed."""
+    cells = tuple(replace(cell, difference=None) for cell in row.cells)
+    return replace(row, cells=cells)
 
 
 def _runs(cells: Sequence[GridCell], baseline: str) -> dict[str, Run]:

@@ -142,7 +142,10 @@ class TrainRecipe:
                 f"weight_decay and warmup_epochs must be at least 0; got {self.weight_decay}, {self.warmup_epochs}."
             )
         if self.warmup_epochs >= self.epochs:
-            raise ParameterError(f"warmup_epochs must be below epochs = {self.epochs}; got {self.warmup_epochs}.")
+            raise ParameterError(
+                f"warmup_epochs must be below epochs = {self.epochs}; got {self.warmup_epochs}. "
+                "For a quick try: --set train.warmup_epochs=0."
+            )
         if not 0 <= self.momentum < 1:
             raise ParameterError(f"momentum must be in [0, 1); got {self.momentum}.")
         if self.save_every is not None and self.save_every < 1:
