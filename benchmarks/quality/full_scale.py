@@ -45,6 +45,7 @@ from hardy.results import Result
 from hardy.safefile import write_text
 from hardy.threats import Threat
 from hardy.training import DataRecipe, ModelRecipe, Recipe, RunFolder, TrainRecipe, train
+from hardy.training.recipe import build_methods, method_table
 
 GOAL = 0.94  # validation accuracy whose time is taken
 TEST = 10_000  # test images of CIFAR-10
@@ -140,7 +141,7 @@ def recipe(arm: str, seed: int, task: Task) -> Recipe:
         seed=seed,
         model=ModelRecipe(name=s.source if arm == "source" else s.net, args=dict(row.net or {})),
         data=DataRecipe(name=task.data, limit=s.images, val_fraction=s.val_fraction),
-        methods=row.methods,
+        methods=tuple(map(method_table, build_methods(row.methods))),  # with all defaults, as runs keep them
         train=TrainRecipe(
             epochs=max(1, round(s.epochs * row.epochs)),
             schedule=s.schedule,  # type: ignore[arg-type]
