@@ -15,13 +15,22 @@ RESULTS = ROOT / "benchmarks" / "results"
 TARGET = ROOT / "src" / "hardy" / "methods" / "measured.json"
 STEP = "2026-11-20_methods_speed"
 QUALITY = "2026-11-20_methods_digits"
-GRID = "2026-11-20_full_scale_cpu"
-ARMS = {  # arm of the grid -> the method it is, at its defaults
-    "lfm": "lfm",
-    "masks 0.5": "defective_conv",
-    "drop_block": "drop_block",
-    "random_erasing": "random_erasing",
-    "mixup": "mixup",
+ARMS = {  # folder of a grid -> its arms -> the method each is, at its defaults but for the words in brackets
+    "2026-11-20_full_scale_cpu": {
+        "lfm": "lfm",
+        "masks 0.5": "defective_conv",
+        "drop_block": "drop_block",
+        "random_erasing": "random_erasing",
+        "mixup": "mixup",
+    },
+    "2026-11-21_patterns_cpu": {
+        "fpcc": "fpcc",
+        "sfm": "sfm",
+        "cfs": "cfs",
+        "pro": "pro",
+        "fast_at, equal cost": "fast_at",
+        "pgd_at 3, equal cost": "pgd_at",
+    },
 }
 GRID_POINTS = {
     "clean/all": "clean",
@@ -63,15 +72,22 @@ def gain() -> dict[str, Any]:
     return {"what": what, "folder": QUALITY, "methods": methods}
 
 
-def grid() -> dict[str, Any]:
-    found = read(GRID)
-    methods = {name: differences(found, arm, GRID_POINTS) for arm, name in ARMS.items()}
+def grid(folder: str) -> dict[str, Any]:
+    found = read(folder)
+    arms = ARMS[folder].items()
+    methods = {name: differences(found, arm, GRID_POINTS) + _shortened(found, arm) for arm, name in arms}
     size = found["size"]
     what = (
         f"CIFAR-10, {size['images']:,} training images, ResNet-20, {size['epochs']} epochs, {found['seeds']} paired "
         "seeds, accuracy minus that of the plain net in points with its 95 % interval"
     )
-    return {"what": what, "folder": GRID, "methods": methods}
+    return {"what": what, "folder": folder, "methods": methods}
+
+
+def _shortened(found: Any, arm: str) -> str:
+    """Say by how much an arm was cut to cost what the plain one does."""
+    share = found["arms"][arm].get("epochs", 1)
+    return "" if share == 1 else f"; {arm}: {found['size']['epochs'] * share:g} epochs"
 
 
 def differences(found: Any, arm: str, points: dict[str, str]) -> str:
@@ -84,7 +100,7 @@ def differences(found: Any, arm: str, points: dict[str, str]) -> str:
 
 def figures() -> str:
     """Give the whole file."""
-    return json.dumps({"cost": cost(), "gain": gain(), "grid": grid()}, indent=1) + "\n"
+    return json.dumps({"cost": cost(), "gain": gain()} | {folder: grid(folder) for folder in ARMS}, indent=1) + "\n"
 
 
 if __name__ == "__main__":
