@@ -30,6 +30,14 @@ FOLDER = Path(hardy.methods.__file__).parent
 CLASSES = 4
 LAYERS = [name for name, card in CARDS.items() if card.kind == "layer"]
 TRAIN_ONLY = [name for name, card in CARDS.items() if not card.live]
+NEEDS: dict[str, dict[str, Any]] = {  # what its defaults leave to the user
+    "distillation": {
+        "teacher": nn.Sequential(
+            nn.Conv2d(3, 8, 3, 2), nn.ReLU(), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(8, CLASSES)
+        )
+    },
+    "model_doctor": {"channel": 0.0, "space": 1.0},
+}
 KEY = seeding.keys(seeding.root(0, "images"), torch.arange(4))
 STRONG: dict[str, dict[str, Any]] = {  # so that every image is changed
     "lfm": {"p": 1.0},
@@ -40,6 +48,7 @@ STRONG: dict[str, dict[str, Any]] = {  # so that every image is changed
     "random_erasing": {"p": 1.0},
     "gaussian_noise": {"p": 1.0},
     "label_smoothing": {"smoothing": 0.5},
+    "distillation": {},
     "margin_bound": {"weight": 1.0, "eps": 0.1},
     "defective_conv": {},
     "soft_threshold": {"threshold": 0.5},
@@ -57,6 +66,7 @@ STRONG: dict[str, dict[str, Any]] = {  # so that every image is changed
     "fast_at": {"eps": 0.1},
     "free_at": {"eps": 0.1, "replays": 3},
     "awp": {"gamma": 0.1},
+    "model_doctor": {"noise": 0.5},
     "augmix": {"severity": 10.0, "jsd": 0.0},  # with jsd the task loss is of the clean images
 }
 
@@ -133,6 +143,7 @@ CANNOT = {
 INSTEAD: dict[str, Callable[[], nn.Module]] = {"stochastic_depth": Sums, "margin_bound": vgg}
 UNMASKED = {"margin_bound"}  # refuse nets with live masks
 ALONE = {"trades", "mart", "fast_at", "free_at"}  # make adversarial images, as pgd_at does
+ALONE |= {"distillation"}  # defines the task loss, as label_smoothing does
 AROUND = {"awp"}  # change what is done around the objective, and not the objective
 DRAWS = {name for name, card in CARDS.items() if card.kind != "loss" and name != "soft_threshold"} | {"mart"}
 LEARNS = {"soft_threshold", "fpcc", "pro"}  # have parameters of their own
@@ -168,13 +179,20 @@ def make_for(name: str, net: str) -> nn.Module:
 
 
 def strong(name: str) -> Method:
-    method: Method = METHODS[name](**STRONG[name])
+    method: Method = METHODS[name](**NEEDS.get(name, {}), **STRONG[name])
+    return method
+
+
+def default(name: str) -> Method:
+    """Make the method with its defaults."""
+    method: Method = METHODS[name](**NEEDS.get(name, {}))
     return method
 
 
 def quick(name: str) -> Method:
     """Make the method with its defaults; one that searches takes one step."""
-    method: Method = METHODS[name](**({"steps": 1} if name in {"pgd_at", "trades", "mart"} else {}))
+    steps = {"steps": 1} if name in {"pgd_at", "trades", "mart"} else {}
+    method: Method = METHODS[name](**NEEDS.get(name, {}), **steps)
     return method
 
 
@@ -203,8 +221,8 @@ class TestTable:
 
     @pytest.mark.parametrize("name", METHODS)
     def test_the_spec_is_a_value(self, name: str) -> None:
-        spec = METHODS[name]()
-        assert spec == METHODS[name]() and hash(spec) == hash(METHODS[name]())
+        spec = default(name)
+        assert spec == default(name) and hash(spec) == hash(default(name))
         assert pickle.loads(pickle.dumps(spec)) == spec == copy.deepcopy(spec)  # noqa: S301
         assert repr(spec).startswith(f"{METHODS[name].__name__}(") and isinstance(spec, Method)
         with pytest.raises(dataclasses.FrozenInstanceError):
@@ -212,8 +230,9 @@ class TestTable:
 
     @pytest.mark.parametrize("name", METHODS)
     def test_the_spec_goes_through_toml(self, name: str) -> None:
-        assert config.build(METHODS[name], {}) == METHODS[name]()
-        for spec in (METHODS[name](), METHODS[name](**STRONG[name])):
+        needs = {"teacher": "runs/a"} if name == "distillation" else {}  # in a recipe, a file
+        assert config.build(METHODS[name], needs) == METHODS[name](**needs)
+        for spec in (METHODS[name](**needs), METHODS[name](**needs, **STRONG[name])):
             assert config.build(METHODS[name], tomllib.loads(config.dump(spec))) == spec
 
 
@@ -222,7 +241,7 @@ def test_says_why_it_cannot_work_on_a_net_and_leaves_no_trace(name: str, net: st
     model = make(net)
     tree = list(model.named_modules())
     with pytest.raises(hardy.errors.AttachError, match=f"{name}: .*{CANNOT[name][0]}"):
-        METHODS[name]().attach(model, example=x, seed=0)
+        default(name).attach(model, example=x, seed=0)
     assert list(model.named_modules()) == tree and hooks(model) == 0
 
 
@@ -281,7 +300,7 @@ class TestEach:
     ) -> None:
         model = make(net)
         keys, parameters = list(model.state_dict()), len(list(model.parameters()))
-        METHODS[name]().attach(model, example=x, seed=0)
+        default(name).attach(model, example=x, seed=0)
         assert (len(list(model.parameters())) > parameters) is (name in LEARNS)
         added = [key for key in model.state_dict() if key not in keys]
         assert bool(added) is (CARDS[name].live or name in LEARNS) and all(
@@ -396,9 +415,9 @@ class Counted(TorchDispatchMode):
 @pytest.mark.parametrize(
     "methods",
     [
-        *([METHODS[name]()] for name in METHODS),
+        *([default(name)] for name in METHODS),
         *([strong(name)] for name in METHODS),
-        *([METHODS[name](), METHODS["awp"]()] for name in ("pgd_at", "trades", "mart", "fast_at", "augmix")),
+        *([default(name), METHODS["awp"]()] for name in ("pgd_at", "trades", "mart", "fast_at", "augmix")),
         [METHODS["mixup"](), METHODS["pgd_at"](steps=3), METHODS["spatial_dropout"]()],
         [METHODS["augmix"](), METHODS["free_at"](replays=2)],
         [METHODS["awp"](), METHODS["awp"](), METHODS["fast_at"]()],
@@ -455,7 +474,7 @@ class TestTogether:
         names = [name for name in METHODS if name in one_input - ALONE and can(name, "in_place")]
         for order in ([*names, "gaussian_noise"], ["gaussian_noise", *reversed(names)]):
             model = make("in_place")
-            attach(model, [METHODS[name]() for name in order], example=x, seed=0)
+            attach(model, [default(name) for name in order], example=x, seed=0)
             logits.append(Objective(model)(x, y, KEY)[0])
         assert torch.equal(*logits)
 
@@ -472,7 +491,7 @@ class TestTogether:
 
     def test_forward_features_of_timm_is_the_whole_without_its_head(self, x: Tensor) -> None:
         model = make("timm_resnet").eval()
-        attach(model, [METHODS[n]() for n in METHODS if can(n, "timm_resnet") and n not in ALONE], example=x, seed=0)
+        attach(model, [default(n) for n in METHODS if can(n, "timm_resnet") and n not in ALONE], example=x, seed=0)
         for _ in range(2):
             assert torch.equal(model.forward_head(model.forward_features(x)), model(x))  # type: ignore[operator]
 
@@ -480,7 +499,7 @@ class TestTogether:
         model = make("in_place")
         tree = list(model.named_modules())
         names = [name for name in METHODS if can(name, "in_place") and name not in ALONE]
-        methods = [*(METHODS[name]() for name in names), METHODS["lfm"](sites=("nowhere",))]
+        methods = [*(default(name) for name in names), METHODS["lfm"](sites=("nowhere",))]
         with pytest.raises(hardy.errors.LayerNotFoundError, match="nowhere"):
             attach(model, methods, example=x, seed=0)
         assert list(model.named_modules()) == tree and hooks(model) == 0

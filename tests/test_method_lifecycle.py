@@ -1,8 +1,11 @@
 """Every method over the life of a run: wired as its spec says, resumed bit for bit, saved, loaded, joined by others."""
 
+import atexit
 import copy
 import dataclasses
 import math
+import shutil
+import tempfile
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -14,7 +17,9 @@ from torch import Tensor, nn
 import hardy
 from hardy import seeding
 from hardy.errors import AttachError
+from hardy.last_map import last_map
 from hardy.methods import CARDS, METHODS, PRESETS, Method
+from hardy.methods.model_doctor import write_relevance
 from hardy.objective import Objective
 from hardy.surgery import attach, attachments, strip
 from hardy.training.recipe import build_methods, method_table
@@ -24,6 +29,28 @@ SMALL: dict[str, dict[str, Any]] = {
     "cifar_vgg16": {"width": 2},
     "cifar_resnet8": {"width": 4},
     "cifar_wrn16_4": {"width": 4},
+}
+TEACHERS = [nn.Sequential(nn.AvgPool2d(16), nn.Flatten(), nn.Linear(12, 4)) for _ in range(2)]
+
+
+def relevance(seed: int) -> str:
+    """Write which channels of the nets of this file each of 4 classes uses: the last convolution's, and another's."""
+    folder, maps = tempfile.mkdtemp(prefix="hardy-test-"), {}
+    atexit.register(shutil.rmtree, folder, ignore_errors=True)
+    g, x = torch.Generator().manual_seed(seed), torch.rand(1, 3, 32, 32)
+    for net in (*NETS, "cifar_vgg16"):
+        model = hardy.load_model(net, num_classes=4, args=SMALL.get(net))
+        others = ["net.layer2.0.conv2"] if net == "cifar_resnet8" else []
+        for site in (last_map(model, x)[0], *others):
+            maps[site] = torch.rand(4, model.get_submodule(site).out_channels, generator=g)  # type: ignore[arg-type]
+    write_relevance(Path(folder, "relevance.safetensors"), maps)
+    return f"{folder}/relevance.safetensors"
+
+
+RELEVANCE = [relevance(seed) for seed in range(2)]
+NEEDS: dict[str, dict[str, Any]] = {  # what its defaults leave to the user
+    "distillation": {"teacher": TEACHERS[0]},
+    "model_doctor": {"relevance": RELEVANCE[0]},
 }
 # method -> field -> two values that make different nets or steps
 FIELDS: dict[str, dict[str, tuple[Any, Any]]] = {
@@ -78,6 +105,7 @@ FIELDS: dict[str, dict[str, tuple[Any, Any]]] = {
     },
     "gaussian_noise": {"sigma": (0.1, 0.3), "p": (1.0, 0.3)},
     "label_smoothing": {"smoothing": (0.1, 0.5)},
+    "distillation": {"teacher": (TEACHERS[0], TEACHERS[1]), "temperature": (4.0, 1.0), "weight": (1.0, 0.5)},
     "margin_bound": {"weight": (1.0, 0.1), "eps": (0.1, 0.01), "weight_eps": (0.0, 0.01)},
     "soft_threshold": {
         "threshold": (0.1, 0.5),
@@ -134,9 +162,21 @@ FIELDS: dict[str, dict[str, tuple[Any, Any]]] = {
     "fast_at": {"eps": (0.03, 0.1), "alpha": (1.25, 0.5)},
     "free_at": {"eps": (0.03, 0.1), "replays": (2, 3)},
     "awp": {"gamma": (0.005, 0.1)},
+    "model_doctor": {
+        "relevance": (RELEVANCE[0], RELEVANCE[1]),
+        "channel": (1.0, 0.1),
+        "space": (0.0, 1.0),
+        "sign": ("absolute", "positive"),
+        "threshold": ("mean", 0.2),
+        "others": ("all", "own"),
+        "noise": (1.0, 0.0),
+        "draws": (1, 2),
+        "legacy_scaling": (False, True),
+        "sites": (("last_conv",), ("net.layer2.0.conv2",)),
+    },
 }
 ADVERSARIAL = {"pgd_at", "trades", "mart", "fast_at", "free_at"}  # a net can have one of them
-TASKS = {"label_smoothing", "mart"}  # define the task loss
+TASKS = {"label_smoothing", "distillation", "mart"}  # define the task loss
 LATER = {"momentum", "weight_decay"}  # of pro and fpcc, change later steps alone: see test_pro.py
 CHAINS = {"margin_bound"}  # work on feed-forward nets without live masks only
 UNCHAINED = {"stochastic_depth", "defective_conv", "soft_threshold"}  # need shortcuts, or are live
@@ -167,6 +207,12 @@ def x() -> Tensor:
 @pytest.fixture
 def y() -> Tensor:
     return torch.arange(8) % 4
+
+
+def made(name: str) -> Method:
+    """Make the method with its defaults; one that searches takes few steps."""
+    method: Method = METHODS[name](**NEEDS.get(name, {}), **(ACTIVE.get(name, {}) if name in ADVERSARIAL else {}))
+    return method
 
 
 def step_of(name: str, method: Method, x: Tensor, y: Tensor) -> list[Tensor]:
@@ -204,7 +250,7 @@ def test_the_table_above_is_complete() -> None:
     ("name", "field"), [(name, field) for name, fields in FIELDS.items() for field in fields if field not in LATER]
 )
 def test_attach_passes_every_field_on(name: str, field: str, x: Tensor, y: Tensor) -> None:
-    base = METHODS[name](**{k: v for k, v in ACTIVE.get(name, {}).items() if k != field})
+    base = METHODS[name](**{**NEEDS.get(name, {}), **{k: v for k, v in ACTIVE.get(name, {}).items() if k != field}})
     one, same, other = (
         step_of(name, dataclasses.replace(base, **{field: FIELDS[name][field][i]}), x, y) for i in (0, 0, 1)
     )
@@ -217,7 +263,7 @@ def test_attach_passes_every_field_on(name: str, field: str, x: Tensor, y: Tenso
 def test_a_resumed_run_equals_one_that_never_stopped(name: str, net: str, x: Tensor, y: Tensor) -> None:
     def start() -> tuple[nn.Module, Objective, torch.optim.Optimizer]:
         model = build(net, name)
-        attach(model, [METHODS[name](**ACTIVE.get(name, {}))], example=x, seed=0)
+        attach(model, [METHODS[name](**NEEDS.get(name, {}), **ACTIVE.get(name, {}))], example=x, seed=0)
         objective = Objective(model)
         return model, objective, torch.optim.SGD(objective.parameters(), lr=0.1, momentum=0.9)
 
@@ -241,7 +287,7 @@ def test_a_resumed_run_equals_one_that_never_stopped(name: str, net: str, x: Ten
 @pytest.mark.parametrize("name", METHODS)
 def test_a_trained_net_is_saved_and_loaded_bit_for_bit(name: str, x: Tensor, y: Tensor, tmp_path: Path) -> None:
     model = build("cifar_resnet8", name)
-    attach(model, [METHODS[name](**ACTIVE.get(name, {}) if name in ADVERSARIAL else {})], example=x, seed=3)
+    attach(model, [made(name)], example=x, seed=3)
     objective = Objective(model)
     train(objective, torch.optim.SGD(objective.parameters(), lr=0.1), x, y, range(2))
     hardy.save(model.eval(), tmp_path / "m.safetensors")
@@ -259,7 +305,8 @@ def test_presets_are_specs_of_their_method(name: str, preset: str) -> None:
 
 @pytest.mark.parametrize("name", METHODS)
 def test_the_table_of_a_method_builds_it_again(name: str) -> None:
-    assert build_methods([method_table(METHODS[name]())]) == [METHODS[name]()]
+    method = METHODS[name](**({"teacher": "runs/a"} if name == "distillation" else {}))
+    assert build_methods([method_table(method)]) == [method]
 
 
 @pytest.mark.parametrize("second", METHODS)
@@ -269,7 +316,7 @@ def test_any_two_compose_and_come_off_again(first: str, second: str, x: Tensor, 
     tree, want = list(model.named_modules()), copy.deepcopy(model).eval()(x)
     if CHAINS & {first, second} and UNCHAINED & {first, second}:
         pytest.skip("a pair that works on no net at all: tests/methods/test_margin_bound.py")
-    methods = [METHODS[name](**ACTIVE.get(name, {}) if name in ADVERSARIAL else {}) for name in (first, second)]
+    methods = [made(name) for name in (first, second)]
     if {first, second} <= ADVERSARIAL or {first, second} == {"free_at", "awp"}:
         with pytest.raises(AttachError, match=r"only one method can make|cannot be combined"):
             attach(model, methods, example=x, seed=0)

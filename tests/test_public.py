@@ -9,8 +9,8 @@ import hardy
 
 NAMES = [
     "ArrayData", "Batches", "HardyError", "Objective", "Recipe", "Result", "Threat", "__version__", "attach",
-    "attachments", "attack", "capture", "compare", "evaluate", "load", "load_data", "load_model", "report", "save",
-    "stages", "strip", "train",
+    "attachments", "attack", "capture", "compare", "diagnose", "evaluate", "load", "load_data", "load_model", "report",
+    "save", "stages", "strip", "train", "treat",
 ]  # fmt: skip
 
 

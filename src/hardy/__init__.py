@@ -12,6 +12,7 @@ if TYPE_CHECKING:
     from hardy.data import ArrayData as ArrayData
     from hardy.data import Batches as Batches
     from hardy.data import load_data as load_data
+    from hardy.diagnosis import diagnose as diagnose
     from hardy.errors import HardyError as HardyError
     from hardy.evaluation import evaluate as evaluate
     from hardy.io import load as load
@@ -28,6 +29,7 @@ if TYPE_CHECKING:
     from hardy.topology import stages as stages
     from hardy.training import Recipe as Recipe
     from hardy.training import train as train
+    from hardy.treatment import treat as treat
 
 __version__ = "0.1.0"
 
@@ -44,6 +46,7 @@ HOMES = {  # name -> module it comes from
     "attack": "hardy.attacks",
     "capture": "hardy.surgery",
     "compare": "hardy.comparing",
+    "diagnose": "hardy.diagnosis",
     "evaluate": "hardy.evaluation",
     "load": "hardy.io",
     "load_data": "hardy.data",
@@ -53,6 +56,7 @@ HOMES = {  # name -> module it comes from
     "stages": "hardy.topology",
     "strip": "hardy.surgery",
     "train": "hardy.training",
+    "treat": "hardy.treatment",
 }
 __all__ = ["__version__", *HOMES]  # noqa: PLE0604  (all are strings)
 

@@ -42,6 +42,8 @@ class Context:
         key: One int64 per row, shape (n,).
         forward: A further pass of the same net over images like ``x``, row by row with the same keys, so that a random
             layer masks what it masked in the first pass; gives logits.
+        background: How much of each pixel of the images, before methods changed them, is no part of the object, in
+            [0, 1], shape (n, h, w); None where the data do not know.
     """
 
     x: Tensor
@@ -49,6 +51,7 @@ class Context:
     logits: Tensor
     key: Tensor
     forward: Callable[[Tensor], Tensor]
+    background: Tensor | None = None
 
 
 class Insert(nn.Module):

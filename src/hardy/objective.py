@@ -1,5 +1,6 @@
 """The training objective: one module that a loop, DDP, the compiler and the optimizer see whole."""
 
+import functools
 from collections.abc import Sequence
 
 import torch
@@ -85,6 +86,7 @@ class Objective(nn.Module):
         x: Float[Tensor, "n c h w"],
         y: Int[Tensor, "n"] | Float[Tensor, "n k"],
         key: Int[Tensor, "n"] | None = None,
+        background: Float[Tensor, "n h w"] | None = None,
     ) -> tuple[Float[Tensor, "n k"], dict[str, Float[Tensor, ""]]]:
         """Run the model on one batch.
 
@@ -93,6 +95,8 @@ class Objective(nn.Module):
             y: Labels, or label probabilities.
             key: One int64 per image and epoch (``Batches`` gives them): the source of all randomness of that row.
                 Without it, a row's randomness depends on its place in the batch and on the number of calls so far.
+            background: How much of each pixel of ``x`` is no part of the object, in [0, 1], for methods that ask for
+                it (``Batches`` gives it where the data know it); none: unknown.
 
         Returns:
             Logits, and the named weighted losses: scalars with gradients.
@@ -119,7 +123,8 @@ class Objective(nn.Module):
             )
         losses = {"task": self._task(logits, y).mean()}
         if self.training:
-            context = Context(x=x, y=y, logits=logits, key=key, forward=lambda images: self._again(images, key))
+            again = functools.partial(self._again, key=key)
+            context = Context(x=x, y=y, logits=logits, key=key, forward=again, background=background)
             for name, held in self._inserts():
                 losses |= {_free(term, name, losses): value for term, value in held.terms(context).items()}
         return logits, losses

@@ -97,6 +97,7 @@ def test_what_is_wrong_is_named(recipe: Path, change: str, said: str) -> None:
         ("compare.sources=[\"nowhere\", \"./nowhere\"]", "once; got nowhere twice"),
         ("data.name=npz:nowhere.npz", "nowhere"),
         ('compare.arms.mask.methods=[{name="lfm", sites=["nowhere"]}]', "compare.arms.mask: cannot be trained"),
+        ('compare.arms.mask.methods=[{name="distillation", teacher="nowhere"}]', "arms.mask: .* teacher must be"),
     ],
 )  # fmt: skip
 def test_a_trial_finds_what_the_recipe_alone_does_not_tell(recipe: Path, change: str, said: str) -> None:

@@ -90,6 +90,18 @@ class TestPlaces:
                 around = name.partition(".se")[0]
                 assert places.stage_of[name] == places.stage_of[f"{around}.conv_pwl"]
 
+    @pytest.mark.parametrize("site", ["net.stages.0.blocks.0.conv_dw", "stage1", "head"])
+    def test_all_but_a_site_is_the_rest_to_the_parameter(self, site: str) -> None:
+        model = models.build("timm:test_convnext", num_classes=5)  # layer scales are parameters of the blocks
+        places = Places(model, torch.rand(1, 3, 64, 64))
+        site_, rest = ({*places.parameters(places.modules(s, "freeze"))} for s in (site, f"all_but:{site}"))
+        assert site_ and rest and not site_ & rest and site_ | rest == {*model.parameters()}
+        tuning = FineTuning(model.train(), TrainRecipe(freeze=(f"all_but:{site}",)), torch.rand(1, 3, 64, 64))
+        tuning.begin(0)
+        assert {p for p in model.parameters() if p.requires_grad} == site_
+        tuning.end()
+        assert all(p.requires_grad for p in model.parameters())
+
     def test_dropout_beside_the_head_stays_on_with_it(self) -> None:
         model = models.build("torchvision:squeezenet1_1", num_classes=5)
         tuning = FineTuning(model.train(), TrainRecipe(freeze=("all_but_head",)), torch.rand(1, 3, 64, 64))

@@ -7,7 +7,7 @@ import typer
 
 from hardy import __version__
 from hardy.allocator import keep_freed_memory
-from hardy.cli import attack, attacks, compare, demo, evaluate, layers, methods, models, report, train
+from hardy.cli import attack, attacks, compare, demo, diagnose, evaluate, layers, methods, models, report, train, treat
 
 __all__ = ["app", "main"]
 
@@ -34,7 +34,7 @@ def options(
         os.environ["HARDY_DEBUG"] = "1"
 
 
-for verb in (demo, train, evaluate, compare, attack, report, methods, attacks, models, layers):
+for verb in (demo, train, evaluate, diagnose, treat, compare, attack, report, methods, attacks, models, layers):
     app.command(verb.__name__.rpartition(".")[2])(verb.command)
 
 

@@ -31,7 +31,10 @@ def command(
     rows = [
         {
             **dataclasses.asdict(CARDS[n]),
-            "defaults": {f.name: f.default for f in dataclasses.fields(METHODS[n])},
+            "defaults": {
+                f.name: "(required)" if f.default is dataclasses.MISSING else f.default
+                for f in dataclasses.fields(METHODS[n])
+            },
             "presets": {preset: changed_fields(spec) for preset, spec in PRESETS.get(n, {}).items()},
             "measured": measured(n),
         }

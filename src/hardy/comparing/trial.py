@@ -16,7 +16,7 @@ from hardy.errors import ConfigError, HardyError, did_you_mean
 from hardy.evaluation import AXES
 from hardy.inserts import passes_per_image
 from hardy.objective import Objective
-from hardy.training.build import build_model, check_data, check_size, load_training_data
+from hardy.training.build import build_model, check_data, check_size, load_training_data, with_teachers
 from hardy.training.recipe import build_methods
 
 __all__ = ["Trial", "try_out"]
@@ -65,7 +65,8 @@ def try_out(grid: Grid) -> Trial:
             model = build_model(recipe, data)
             check_size(model, data, torch.device("cpu"))
             try:
-                attached = surgery.attach(model, build_methods(recipe.methods), example=example, seed=recipe.seed)
+                methods = with_teachers(build_methods(recipe.methods))
+                attached = surgery.attach(model, methods, example=example, seed=recipe.seed)
                 Objective(model, attached)
             except HardyError as error:
                 raise ConfigError(f"compare.arms.{arm}: cannot be trained on {net}: {error}") from error

@@ -4,6 +4,7 @@ from hardy.data.array import ArrayData
 from hardy.data.augment import Augment
 from hardy.data.cue_conflict import CueConflict, cue_conflict, shapes_conflict
 from hardy.data.load import LOADERS, load_data
+from hardy.data.masks import MaskSource, object_masks, with_background
 from hardy.data.opening import open_data
 from hardy.data.pipeline import Batches
 from hardy.data.rows import Rows, Split
@@ -17,6 +18,7 @@ __all__ = [
     "Augment",
     "Batches",
     "CueConflict",
+    "MaskSource",
     "Rows",
     "Split",
     "StreamBatches",
@@ -25,6 +27,8 @@ __all__ = [
     "load_data",
     "make_batches",
     "named_worker_errors",
+    "object_masks",
     "open_data",
     "shapes_conflict",
+    "with_background",
 ]

@@ -25,6 +25,8 @@ class ArrayData:
         name: The data as the user named it.
         split: "train", "val" or "test".
         skipped: A line about every image that was left out because it cannot be read, when the data were loaded.
+        background: How much of each pixel is no part of the object, uint8 from 0 (object) to 255, ``n h w``, for
+            methods that ask for it; all 0 in an image of which it is not known. None: known of none.
 
     Raises:
         DataError: wrong dtypes or shapes, no images, or labels out of range.
@@ -43,6 +45,7 @@ class ArrayData:
     name: str = "data"
     split: str = "test"
     skipped: tuple[str, ...] = ()
+    background: Tensor | None = None
 
     def __post_init__(self) -> None:
         who = f"{self.name} ({self.split})"
@@ -53,6 +56,12 @@ class ArrayData:
                 raise DataError(
                     f"{who}: {label} must be int64, one for each of the {len(self.x)} images; "
                     f"got {values.dtype}, {tuple(values.shape)}."
+                )
+        if self.background is not None:
+            given, wanted = self.background, (len(self.x), *self.x.shape[2:])
+            if given.dtype != torch.uint8 or given.shape != wanted:
+                raise DataError(
+                    f"{who}: background must be uint8, n h w = {wanted}; got {given.dtype}, {tuple(given.shape)}."
                 )
         if min(self.x.shape) < 1:
             raise DataError(f"{who}: there must be at least one image of one pixel; got {tuple(self.x.shape)}.")
@@ -112,7 +121,8 @@ class ArrayData:
         Raises:
             DataError: nothing is left.
         """
-        return replace(self, x=self.x[rows], y=self.y[rows], index=self.index[rows])
+        background = None if self.background is None else self.background[rows]
+        return replace(self, x=self.x[rows], y=self.y[rows], index=self.index[rows], background=background)
 
     def limit(self, n: int | None, *, seed: int = 0) -> "ArrayData":
         """Keep at most ``n`` images, each class in proportion, chosen by keyed hashes; their order stays.

@@ -18,7 +18,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from hardy.data import arrays
-from hardy.data.folder import _identity
+from hardy.data.folder import identity
 from hardy.data.pictures import DAMAGED, SUFFIXES, decode
 from hardy.errors import DataError, ParameterError, did_you_mean
 
@@ -138,7 +138,7 @@ class ImageNetC:
     @functools.cached_property
     def _known(self) -> dict[int, int]:
         """Places by the identities that the folder reader gives."""
-        return {_identity(Path(part + file)): i for i, file in enumerate(self.files) for part in PARTS}
+        return {identity(Path(part + file).as_posix()): i for i, file in enumerate(self.files) for part in PARTS}
 
     def _compare(self, root: Path) -> None:
         if differing := sorted(set(_listing(root, self.name)[0]) ^ set(self.files)):

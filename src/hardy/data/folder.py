@@ -12,7 +12,7 @@ from hardy.data.pictures import SUFFIXES, FolderReader
 from hardy.data.rows import Rows, Split
 from hardy.errors import DataError
 
-__all__ = ["class_folders", "folder", "list_parts"]
+__all__ = ["class_folders", "folder", "identity", "list_parts"]
 
 TEST_FRACTION = 0.2  # where a folder has no test part
 
@@ -107,8 +107,9 @@ def _is_file(entry: "os.DirEntry[str]") -> bool:
     return entry.is_file() or (entry.is_symlink() and not Path(entry.path).exists())
 
 
-def _identity(path: Path) -> int:
-    return _hash(path.as_posix().encode("utf-8", "surrogateescape"))
+def identity(path: str) -> int:
+    """Give the identity of the image at a path below the folder, with "/" between its parts."""
+    return _hash(path.encode("utf-8", "surrogateescape"))
 
 
 def _hash(path: bytes) -> int:

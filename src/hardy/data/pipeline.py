@@ -16,14 +16,15 @@ from hardy.data.schedule import Schedule
 
 __all__ = ["Batches"]
 
-Batch = tuple[Tensor, Tensor, Tensor]
+Batch = tuple[Tensor, ...]
 
 
 class Batches:
-    """Batches ``(x, y, key)`` of an epoch, in a keyed order.
+    """Batches ``(x, y, key)`` of an epoch, in a keyed order; ``(x, y, key, background)`` where the data know it.
 
     ``x`` is float32 in [0, 1], ``y`` int64, ``key`` one int64 per image and epoch:
-    ``fold(keys(root(seed, "sample"), index), epoch)``, for methods to draw from.
+    ``fold(keys(root(seed, "sample"), index), epoch)``, for methods to draw from. ``background`` is float32 in [0, 1],
+    ``n h w``, cut and mirrored as ``x`` is; what is padded is none.
 
     Args:
         data: The images; they are moved to the device once.
@@ -64,7 +65,9 @@ class Batches:
         self.memory_format = torch.channels_last if channels_last else torch.contiguous_format
         index = data.index.to(self.device)
         self.schedule = Schedule(index, batch_size, seed, shuffle, drop_last, rank, ranks)
-        self._x = data.x.to(self.device)
+        self._known = data.background is not None
+        x = data.x if data.background is None else torch.cat([data.x, data.background[:, None]], dim=1)
+        self._x = x.to(self.device)
         self._y = data.y.to(self.device)
 
     @property
@@ -89,4 +92,6 @@ class Batches:
         for rows in self.schedule.batches(epoch, start):
             key = sample[rows]
             x = augment_images(self._x.index_select(0, rows), key, self.augment)
-            yield x.float().div_(255).contiguous(memory_format=self.memory_format), self._y[rows], key
+            x, background = (x[:, :-1], x[:, -1].float().div_(255)) if self._known else (x, None)
+            images = x.float().div_(255).contiguous(memory_format=self.memory_format)
+            yield (images, self._y[rows], key) if background is None else (images, self._y[rows], key, background)

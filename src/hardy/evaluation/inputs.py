@@ -21,7 +21,9 @@ def device_of(model: nn.Module) -> torch.device:
     return torch.device("cpu")
 
 
-def images(x: Tensor | Batches, y: Tensor | None, device: torch.device) -> tuple[Tensor, Tensor]:
+def images(
+    x: Tensor | Batches, y: Tensor | None, device: torch.device, *, who: str = "evaluate"
+) -> tuple[Tensor, Tensor]:
     """Give images (n, c, h, w) in float32 and labels (n,) in int64, on the device; a loader is read to its end.
 
     Raises:
@@ -31,25 +33,25 @@ def images(x: Tensor | Batches, y: Tensor | None, device: torch.device) -> tuple
     """
     if isinstance(x, Tensor) != (y is not None):
         got = "a tensor without y" if y is None else "a loader and y"
-        raise ParameterError(f"evaluate: pass tensors x and y, or one loader of (x, y) batches; got {got}.")
+        raise ParameterError(f"{who}: pass tensors x and y, or one loader of (x, y) batches; got {got}.")
     if not isinstance(x, Tensor):
         batches = list(x)
         if not batches:
-            raise DataError("evaluate: the loader gave no batch. Check its data set and sampler.")
+            raise DataError(f"{who}: the loader gave no batch. Check its data set and sampler.")
         x, y = torch.cat([batch[0] for batch in batches]), torch.cat([batch[1] for batch in batches])
     if y is None or x.ndim != 4 or y.shape != x.shape[:1]:
         labels = None if y is None else tuple(y.shape)
-        raise ShapeError(f"evaluate: x must be (n, c, h, w) and y (n,); got {tuple(x.shape)}, {labels}. Match them.")
+        raise ShapeError(f"{who}: x must be (n, c, h, w) and y (n,); got {tuple(x.shape)}, {labels}. Match them.")
     if len(x) == 0:
-        raise DataError("evaluate: there must be at least one image; got none. Check the split and the limit.")
+        raise DataError(f"{who}: there must be at least one image; got none. Check the split and the limit.")
     if not x.is_floating_point():
-        raise DataError(f"evaluate: x must be float pixels in [0, 1]; got {x.dtype}. Convert: x.float() / 255.")
+        raise DataError(f"{who}: x must be float pixels in [0, 1]; got {x.dtype}. Convert: x.float() / 255.")
     if y.is_floating_point() or y.dtype == torch.bool:
-        raise DataError(f"evaluate: y must be integer class numbers; got {y.dtype}. Convert with y.long().")
+        raise DataError(f"{who}: y must be integer class numbers; got {y.dtype}. Convert with y.long().")
     return x.detach().to(device, torch.float32), y.to(device, torch.int64)
 
 
-def identities(rows: Tensor | None, y: Tensor) -> Tensor:
+def identities(rows: Tensor | None, y: Tensor, *, who: str = "evaluate") -> Tensor:
     """Give the identity of each image: ``rows``, or its place.
 
     Raises:
@@ -58,7 +60,7 @@ def identities(rows: Tensor | None, y: Tensor) -> Tensor:
     if rows is None:
         return torch.arange(len(y), device=y.device)
     if rows.shape != y.shape or rows.is_floating_point() or rows.dtype == torch.bool:
-        raise ShapeError(f"evaluate: rows must be {len(y)} integers; got {rows.dtype} {tuple(rows.shape)}. Match x.")
+        raise ShapeError(f"{who}: rows must be {len(y)} integers; got {rows.dtype} {tuple(rows.shape)}. Match x.")
     return rows.to(y)
 
 

@@ -11,6 +11,7 @@ from hardy.methods import (
     cutmix,
     cutout,
     defective_conv,
+    distillation,
     drop_block,
     dropout,
     fast_at,
@@ -22,6 +23,7 @@ from hardy.methods import (
     margin_bound,
     mart,
     mixup,
+    model_doctor,
     pgd_at,
     pro,
     random_erasing,
@@ -40,6 +42,7 @@ from hardy.methods.cfs import ChannelFeatureSelection
 from hardy.methods.cutmix import CutMix
 from hardy.methods.cutout import Cutout
 from hardy.methods.defective_conv import DefectiveConv
+from hardy.methods.distillation import Distillation
 from hardy.methods.drop_block import DropBlock
 from hardy.methods.dropout import Dropout
 from hardy.methods.fast_at import FastAdversarialTraining
@@ -51,6 +54,7 @@ from hardy.methods.lfm import LocalFeatureMasking
 from hardy.methods.margin_bound import MarginBound
 from hardy.methods.mart import MART
 from hardy.methods.mixup import Mixup
+from hardy.methods.model_doctor import ModelDoctor
 from hardy.methods.pgd_at import PGDAdversarialTraining
 from hardy.methods.pro import PatternConsistency
 from hardy.methods.random_erasing import RandomErasing
@@ -76,6 +80,7 @@ __all__ = [
     "CutMix",
     "Cutout",
     "DefectiveConv",
+    "Distillation",
     "DropBlock",
     "Dropout",
     "FastAdversarialTraining",
@@ -86,6 +91,7 @@ __all__ = [
     "MarginBound",
     "Method",
     "Mixup",
+    "ModelDoctor",
     "PGDAdversarialTraining",
     "PatternConsistency",
     "RandomErasing",
@@ -116,6 +122,7 @@ METHODS = {
     "augmix": AugMix,
     "gaussian_noise": GaussianNoise,
     "label_smoothing": LabelSmoothing,
+    "distillation": Distillation,
     "margin_bound": MarginBound,
     "soft_threshold": SoftThreshold,
     "row_norm": RowNorm,
@@ -125,6 +132,7 @@ METHODS = {
     "fast_at": FastAdversarialTraining,
     "free_at": FreeAdversarialTraining,
     "awp": AdversarialWeightPerturbation,
+    "model_doctor": ModelDoctor,
 }
 CARDS = {
     "lfm": lfm.CARD,
@@ -144,6 +152,7 @@ CARDS = {
     "augmix": augmix.CARD,
     "gaussian_noise": gaussian_noise.CARD,
     "label_smoothing": label_smoothing.CARD,
+    "distillation": distillation.CARD,
     "margin_bound": margin_bound.CARD,
     "soft_threshold": soft_threshold.CARD,
     "row_norm": row_norm.CARD,
@@ -153,6 +162,7 @@ CARDS = {
     "fast_at": fast_at.CARD,
     "free_at": free_at.CARD,
     "awp": awp.CARD,
+    "model_doctor": model_doctor.CARD,
 }
 PRESETS: Mapping[str, Mapping[str, Method]] = {  # method -> name of a preset -> the spec
     "lfm": lfm.PRESETS,
@@ -161,6 +171,7 @@ PRESETS: Mapping[str, Mapping[str, Method]] = {  # method -> name of a preset ->
     "sfm": sfm.PRESETS,
     "spatial_dropout": spatial_dropout.PRESETS,
     "drop_block": drop_block.PRESETS,
+    "model_doctor": model_doctor.PRESETS,
 }
 
 

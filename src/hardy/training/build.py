@@ -1,7 +1,9 @@
 """From a recipe to a net and its images, and from plain objects to a recipe."""
 
 from collections.abc import Sequence
+from dataclasses import replace
 from functools import partial
+from pathlib import Path
 
 import torch
 from torch import Tensor, nn
@@ -9,12 +11,22 @@ from torch import Tensor, nn
 from hardy import io, models, surgery
 from hardy.data import ArrayData, StreamData, open_data
 from hardy.data.augment import check_augment
-from hardy.errors import ConfigError, DataError, ParameterError
-from hardy.methods import Method
+from hardy.errors import CheckpointError, ConfigError, DataError, ParameterError
+from hardy.methods import Distillation, Method
+from hardy.methods.distillation import Teacher
 from hardy.training.ranks import TrainingRanks
 from hardy.training.recipe import DataRecipe, ModelRecipe, Recipe, TrainRecipe, method_table
 
-__all__ = ["Data", "build_in_turn", "build_model", "check_data", "check_size", "describe", "load_training_data"]
+__all__ = [
+    "Data",
+    "build_in_turn",
+    "build_model",
+    "check_data",
+    "check_size",
+    "describe",
+    "load_training_data",
+    "with_teachers",
+]
 
 Data = ArrayData | StreamData
 
@@ -59,6 +71,27 @@ def build_model(recipe: Recipe, data: ArrayData | StreamData) -> models.Classifi
         raise ConfigError(f"model.name: {m.name} was saved from code of its own; give file.py:factory instead.")
     model.class_names = data.class_names
     return model
+
+
+def with_teachers(methods: Sequence[Method]) -> list[Method]:
+    """Load the teacher of each distillation that names a file or a run folder; other methods are as they were.
+
+    Raises:
+        CheckpointError: missing, damaged, or saved from code of the user's own.
+    """
+    return [replace(m, teacher=_teacher(m.teacher)) if isinstance(m, Distillation) else m for m in methods]
+
+
+def _teacher(named: str | nn.Module) -> nn.Module | Teacher:
+    if isinstance(named, nn.Module | Teacher):
+        return named
+    path = Path(named).expanduser()
+    try:
+        return Teacher.of(io.load(path / "model.safetensors" if path.is_dir() else path), named)
+    except CheckpointError as error:
+        raise CheckpointError(
+            f"distillation: the teacher must be a checkpoint of Hardy's or a run folder with one. {error}"
+        ) from error
 
 
 def build_in_turn(recipe: Recipe, ranks: TrainingRanks) -> tuple[Data, Data | None, models.Classifier]:

@@ -1,7 +1,8 @@
 """Fine-tuning: what of a net stays as it is, what learns how fast, and how much each class counts.
 
-Parts of a net are named as everywhere (module names, globs, stages); two words more: ``"head"`` is the layer that makes
-the logits (several, where their logits are averaged), ``"all_but_head"`` everything else. A stage takes all parameters
+Parts of a net are named as everywhere (module names, globs, stages); three words more: ``"head"`` is the layer that
+makes the logits (several, where their logits are averaged), ``"all_but_head"`` everything else, and ``"all_but:SITE"``
+everything that is not in a site, such as the parameters of the block around a convolution. A stage takes all parameters
 that are reached in it, those of its side branches (squeeze-and-excitation) and blocks (layer scales) included; what
 comes after the last stage and is not the head belongs to the last stage.
 """
@@ -21,6 +22,7 @@ from hardy.training.recipe import TrainRecipe
 __all__ = ["FineTuning", "Places", "class_weights", "lr_factors"]
 
 HEAD, BODY = "head", "all_but_head"
+ALL_BUT = "all_but:"
 
 
 class Places:
@@ -95,7 +97,9 @@ class Places:
         """
         if "#" in site or "@" in site:
             raise ParameterError(f"train: {field} must name modules; got {site!r}, a call or an input of one.")
-        if site == HEAD:
+        if site.startswith(ALL_BUT):
+            found = set(self.names) - self.modules(site.removeprefix(ALL_BUT), field)
+        elif site == HEAD:
             found = self.head | self.beside
         elif site == BODY:
             found = set(self.names) - self.head - self.beside

@@ -18,7 +18,7 @@ from hardy.errors import ParameterError
 from hardy.inserts import training_passes
 from hardy.methods import Method
 from hardy.objective import Objective
-from hardy.training.build import Data, build_in_turn, check_data, check_size, describe
+from hardy.training.build import Data, build_in_turn, check_data, check_size, describe, with_teachers
 from hardy.training.finetune import FineTuning, class_weights
 from hardy.training.folder import Progress, Row, RunFolder
 from hardy.training.loggers import Loggers, make_loggers
@@ -191,7 +191,7 @@ class _Job:
         example = data.subset(torch.tensor([0])).images().to(device)
         weights = class_weights(t.class_weights, data.y, data.class_names)
         self.tuning = FineTuning(model, t, example)
-        self.attached = surgery.attach(model, self.methods, example=example, seed=recipe.seed)
+        self.attached = surgery.attach(model, with_teachers(self.methods), example=example, seed=recipe.seed)
         self.objective = Objective(model, self.attached, seed=recipe.seed, class_weights=weights)
         self.optimizer = make_optimizer(model, t, self.tuning.factors)
         self.batches = make_batches(
@@ -254,13 +254,13 @@ class _Job:
         watch = Watch(self.model, self.device)
         forward.train()
         self.tuning.begin(epoch)
-        for x, y, key in self.batches.epoch(epoch, start=state.step - epoch * per_epoch):
+        for x, y, key, *more in self.batches.epoch(epoch, start=state.step - epoch * per_epoch):
             lr = learning_rate(state.step, per_epoch, t)
             set_learning_rate(optimizer, lr)
             # what the net itself draws, its own dropout say, is drawn again by a resumed run
             seed = seeding.root(self.recipe.seed, f"layers:{state.step}:{self.ranks.rank}")
             seeding.seed_torch(seed, self.ranks.device)
-            logits, losses = self._update(forward, optimizer, x, y, key)
+            logits, losses = self._update(forward, optimizer, x, y, key, *more)
             right = (logits.argmax(1) == y).sum()
             losses, right = self.ranks.pooled(losses, right, here=len(x), everywhere=self.batch_size)
             watch.look(state.step, losses, x)
@@ -287,7 +287,7 @@ class _Job:
         self._tell(epoch, losses, row)
 
     def _update(
-        self, forward: Any, optimizer: Any, x: Tensor, y: Tensor, key: Tensor
+        self, forward: Any, optimizer: Any, x: Tensor, y: Tensor, *more: Tensor
     ) -> tuple[Tensor, dict[str, Tensor]]:
         """Do an optimizer step; methods may run forward and backward more than once, and step in between."""
         kept: list[Tensor] = []
@@ -295,7 +295,7 @@ class _Job:
 
         def closure() -> dict[str, Tensor]:
             optimizer.zero_grad(set_to_none=True)
-            logits, losses = forward(x, y, key)
+            logits, losses = forward(x, y, *more)
             total = torch.stack(list(losses.values())).sum()
             self.ranks.fabric.backward(total if share == 1 else total * share)
             kept[:] = [logits.detach()]

@@ -98,7 +98,7 @@ class TrainRecipe:
         save_every: Steps between checkpoints within an epoch, for epochs that are long; none: one at the end of each.
         loggers: Where to write metrics besides ``metrics.jsonl``.
         freeze: What does not train, norms included, which keep their statistics: modules, globs, stages ("stem",
-            "stage1", "bottom"), "head" (the layer that makes the logits) or "all_but_head".
+            "stage1", "bottom"), "head" (the layer that makes the logits), "all_but_head", or "all_but:" and a site.
         freeze_epochs: Epochs after which it trains with the rest; none: never.
         layer_decay: Factor of the learning rate per stage away from the head, in (0, 1]: the head has 1, the last stage
             the factor itself, the one before its square, and so on to the stem.

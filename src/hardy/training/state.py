@@ -147,10 +147,12 @@ class State:
 
 
 def fingerprint(*parts: ArrayData | StreamData | None) -> str:
-    """Digest which images the parts hold, in which order and with which labels; of pixels nothing is read."""
+    """Digest which images the parts hold, in which order, with which labels and background; of pixels nothing."""
     digest = hashlib.blake2b(digest_size=16)
     for part in parts:
         if part is not None:
             digest.update(part.index.cpu().numpy().tobytes() + part.y.cpu().numpy().tobytes())
+            if isinstance(part, ArrayData) and part.background is not None:
+                digest.update(part.background.cpu().numpy().tobytes())
         digest.update(b"|")
     return digest.hexdigest()
