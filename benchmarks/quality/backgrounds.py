@@ -4,10 +4,10 @@
 
 ETH-80: 8 categories of 10 objects, 41 views of each, on a blue cloth, with masks. Five objects of each category train,
 the other five test, so that no test object was seen. Images are at 32 pixels. From each of 3 patients (ResNet-20, seeds
-0 to 2) are trained: the control, "space" (Eq. 6 alone), "both" (Eq. 5 and 6). Tested are plain test images, images
-whose background is swapped with that of another category, replaced by CIFAR-10 pictures, or by noise, and the share of
-gradient on the background. Rule: a difference to the control counts where its 95 % t-interval over paired seeds
-excludes 0.
+0 to 2) are trained: the control, the noise of Model Doctor alone, "space" (Eq. 6 alone), "both" (Eq. 5 and 6). Tested
+are plain test images, images whose background is swapped with that of another category, replaced by CIFAR-10 pictures,
+or by noise, and the share of gradient on the background. Rule: a difference to the control counts where its 95 %
+t-interval over paired seeds excludes 0.
 
 The last line of stdout is JSON.
 """
@@ -24,7 +24,7 @@ from pathlib import Path
 from typing import Any
 
 EPOCHS, SIZE, SEEDS = 12, 32, 3
-ARMS = ("control", "space", "both")
+ARMS = ("control", "noise_control", "space", "both")
 
 
 @dataclass(frozen=True)
@@ -103,13 +103,14 @@ def run(job: Job) -> str:
     patient = hardy.load_model("cifar_resnet20", num_classes=8, input_size=SIZE, seed=job.seed)
     hardy.train(patient, train, options=options, out=where / "patient", seed=job.seed, resume=True)
     place = {int(index): i for i, index in enumerate(train.index)}
-    for how in ARMS[1:]:
+    for how in ("space", "both"):
         if how != "space" and not (where / how / "control").exists():
             shutil.copytree(where / "space" / "control", where / how / "control")  # the same training
         hardy.treat(
             patient, train, test=test, out=where / how, how=how,
             masks=lambda _, index: torch.stack([masks[place[int(i)]] for i in index]),
             options=replace(options, lr=0.01, warmup_epochs=0.0), seeds=(job.seed,), axes=("clean",),
+            noise_control=how == "space",
         )  # fmt: skip
     images = changed(test, test_masks, job.data)
     found = {}
@@ -121,7 +122,7 @@ def run(job: Job) -> str:
 
 
 def _model(where: Path, arm: str, seed: int) -> Path:
-    return where / ("space" if arm == "control" else arm) / arm / f"seed{seed}" / "model.safetensors"
+    return where / ("both" if arm == "both" else "space") / arm / f"seed{seed}" / "model.safetensors"
 
 
 def _measured(net: Any, images: dict[str, Any], y: Any, masks: Any) -> dict[str, float]:

@@ -10,8 +10,8 @@ the re-run of a student that saw none at a small learning rate; and what it does
 Each patient is a net trained on CIFAR-10 from a seed. From it are trained, for as many epochs again by the recipe of
 the paper (SGD, learning rate 0.01, cosine): the control, the noise of Model Doctor alone, the constraint with the
 defaults (the paper's at batches of 128), and with the preset "repo"; from slow nets control and defaults alone. Rule: a
-difference counts where the 95 % t-interval over all pairs of net and seed excludes 0; the interval of one net is over
-its seeds.
+difference counts where the 95 % t-interval over the means of the nets excludes 0 (seeds of one net are not independent
+nets); the interval of one net is over its seeds. Means over nets are of the nets that have both arms.
 
 Trainings and evaluations are kept in --work and go on where they stopped. The last line of stdout is JSON.
 """
@@ -177,29 +177,30 @@ def collect(work: Path, nets: dict[str, Net], seeds: int) -> dict[str, dict[str,
 
 
 def summary(found: dict[str, dict[str, list[dict[str, float]]]]) -> dict[str, Any]:
-    """Give paired differences to the control by net, and over all pairs."""
+    """Give paired differences to the control by net, and over nets."""
     import numpy as np
 
     from hardy.stats import mean_interval
 
     def said(values: list[float]) -> dict[str, Any]:
         low, high = mean_interval(np.array(values)) if len(values) > 1 else (None, None)
-        return {"pairs": len(values), "mean": float(np.mean(values)), "low": low, "high": high, "values": values}
+        return {"n": len(values), "mean": float(np.mean(values)), "low": low, "high": high, "values": values}
 
-    arms = ("before", "noise_control", "channel", "repo")
+    compared = [(arm, "control") for arm in ("before", "noise_control", "channel", "repo")]
+    compared += [("channel", "noise_control"), ("channel", "before")]
     keys = sorted({key for net in found.values() for arm in net.values() for row in arm for key in row})
     differences: dict[str, Any] = {}
     for key in keys:
-        for arm in arms:
+        for arm, other in compared:
             pairs = {
-                label: [a[key] - c[key] for a, c in zip(net[arm], net["control"], strict=True) if key in a and key in c]
+                label: [a[key] - c[key] for a, c in zip(net[arm], net[other], strict=True) if key in a and key in c]
                 for label, net in found.items()
-                if arm in net
+                if arm in net and other in net
             }
             pairs = {label: values for label, values in pairs.items() if values}
             if pairs:
-                differences.setdefault(key, {})[f"{arm} - control"] = {
-                    "all": said([value for values in pairs.values() for value in values]),
+                differences.setdefault(key, {})[f"{arm} - {other}"] = {
+                    "all": said([float(np.mean(values)) for values in pairs.values()]),
                     "nets": {label: said(values) for label, values in pairs.items()},
                 }
     means = {

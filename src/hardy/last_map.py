@@ -3,6 +3,7 @@
 from torch import Tensor, nn
 
 from hardy.errors import LayerNotFoundError
+from hardy.residual import residual_blocks
 from hardy.sites import INPUT
 from hardy.topology import stages
 from hardy.tracing import Trace, trace
@@ -18,7 +19,7 @@ def last_map(model: nn.Module, x: Tensor) -> tuple[str, str]:
 
     In a net whose last convolution is one of several branches (Inception), or the newest slice of what earlier layers
     made (DenseNet), its own output is but a part of the last feature map; then the site is where a module takes or
-    returns the whole concatenation.
+    returns the whole concatenation. A convolution on a shortcut counts as none: the last of its branch is taken.
 
     Args:
         model: Any plain CNN classifier.
@@ -32,11 +33,14 @@ def last_map(model: nn.Module, x: Tensor) -> tuple[str, str]:
     """
     found = trace(model, x)
     conv = stages(model, x)[-1].convs[-1].name
+    branches = {block.projection: block.conv for block in residual_blocks(model, x)}
+    conv = branches.get(conv) or conv
     name, _, number = conv.partition("#")
     calls = [call for call in found.calls if call.name == name]
     if not calls:
         raise LayerNotFoundError(f"{type(model).__name__}: {conv} is not called on the example.")
-    value = calls[int(number or -1)].out
+    call = calls[int(number or -1)]
+    value, conv = call.out, found.site(call)
     joined = _joined(found, value)
     if joined is None:
         return conv, ""

@@ -86,7 +86,7 @@ def test_masks_reach_the_part_that_needs_them(net: Path, tmp_path: Path, monkeyp
     monkeypatch.setitem(PARTS, "background", measure)
     masks = np.zeros((1797, 8, 8), np.uint8)
     masks[:, 2:6] = 1
-    np.savez(tmp_path / "m.npz", masks=masks)
+    np.savez(tmp_path / "m.npz", masks_test=masks)
     args = ("diagnose", net, "--data", "digits", "--limit", "20", "--map-split", "same", "--parts", "background")
     done = hardy(*args, "--masks", f"npz:{tmp_path / 'm.npz'}", "--out", tmp_path / "d", "--quiet")
     assert done.exit_code == 0 and seen[0].shape == (20, 8, 8) and int(seen[0][0].sum()) == 32

@@ -50,7 +50,7 @@ def test_it_compares_before_control_and_treated_and_says_so(run: Path, tmp_path:
     done = hardy("treat", run, "--out", tmp_path / "t", "--seeds", "0,1", *FAST)
     assert done.exit_code == 0 and done.stdout == ""
     said = " ".join(done.stderr.split())
-    for text in ("control, seed 0: training, 1 epochs", "Clean accuracy:", "2 trainings: intervals are over images"):
+    for text in ("control, seed 0: training for 1 epochs", "Clean accuracy:", "2 trainings: intervals are over images"):
         assert text in said
     files = {p.relative_to(tmp_path / "t").as_posix() for p in (tmp_path / "t").rglob("*") if p.is_file()}
     assert {"treatment.json", "report.html", "before/result.json", "channel/seed1/model.safetensors"} <= files

@@ -90,7 +90,7 @@ def test_boxes_add_up_and_know_paths_and_numbers(folder: Path, tmp_path: Path) -
 def test_a_callable_sees_images_and_identities() -> None:
     data = ArrayData.make(torch.arange(32, dtype=torch.uint8).reshape(2, 1, 4, 4), torch.tensor([0, 1]))
     found, known = object_masks(data, lambda x, index: (x[:, 0] % 2 == 0) & (index == 1)[:, None, None])
-    assert known.all() and found.sum((1, 2)).tolist() == [0, 8]
+    assert known.tolist() == [False, True] and found.sum((1, 2)).tolist() == [0, 8]  # nothing marked: not known
 
 
 def test_batches_cut_and_mirror_the_background_as_the_image() -> None:
@@ -124,19 +124,23 @@ def test_a_source_that_is_not_there(masks: str, said: str) -> None:
 
 def test_sources_that_do_not_fit(tmp_path: Path) -> None:
     data = ArrayData.make(torch.zeros(2, 1, 4, 4, dtype=torch.uint8), torch.tensor([0, 1]))
-    np.savez(tmp_path / "a.npz", masks=np.zeros((2, 5, 5), np.uint8))
+    np.savez(tmp_path / "a.npz", masks_test=np.zeros((2, 5, 5), np.uint8))
     np.savez(tmp_path / "b.npz", other=np.zeros((2, 4, 4), np.uint8))
     (tmp_path / "c.csv").write_text("a,b\n1,2\n")
     (tmp_path / "d.csv").write_text("image,left,top,right,bottom\n0,0,0,5,1\n")
     (tmp_path / "e.csv").write_text("image,left,top,right,bottom\n0,0,zero,1,1\n")
     (tmp_path / "empty").mkdir()
+    np.savez(tmp_path / "f.npz", masks_test=np.ones((1, 4, 4), np.uint8))
+    np.savez(tmp_path / "g.npz", masks_test=np.zeros((2, 4, 4), np.uint8))
     for masks, said in (
         (f"npz:{tmp_path}/a.npz", r"h, w = \(4, 4\); got uint8, \(2, 5, 5\)"),
-        (f"npz:{tmp_path}/b.npz", "must hold masks_test or masks; got other"),
+        (f"npz:{tmp_path}/b.npz", "must hold masks_test; got other"),
+        (f"npz:{tmp_path}/f.npz", "a row for every image of the whole part, at least 2.* got 1"),
+        (f"npz:{tmp_path}/g.npz", "must mark objects .* got none in 2"),
         (f"boxes:{tmp_path}/c.csv", "first line must be image,left,top,right,bottom"),
         (f"boxes:{tmp_path}/d.csv", "line 2: a box must lie in 4 x 4 pixels"),
         (f"boxes:{tmp_path}/e.csv", "four whole numbers"),
-        (f"folder:{tmp_path}/empty", "knows none of 2"),
+        (f"folder:{tmp_path}/empty", "got none in 2"),
         (lambda x, _: x, r"must give bool \(n, h, w\) = \(2, 4, 4\); got torch.uint8"),
     ):
         with pytest.raises(DataError, match=said):

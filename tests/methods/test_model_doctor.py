@@ -254,6 +254,37 @@ def test_an_activation_may_overwrite_the_site(x: Tensor, y: Tensor, tmp_path: Pa
     assert all(torch.allclose(a, b, rtol=1e-9, atol=1e-12) for a, b in zip(*found, strict=True))
 
 
+def test_a_frozen_body_leaves_the_head_to_learn(model: nn.Module, x: Tensor, y: Tensor, file: str) -> None:
+    for name in ("first", "last"):
+        model.get_submodule(name).requires_grad_(False)
+    ModelDoctor(relevance=file, noise=0.0, channel=1.0).attach(model, example=x, seed=0)
+    loss = Objective(model)(x, y, KEY)[1]["channel"]
+    loss.backward()
+    grad = model.get_parameter("fc.weight").grad
+    assert loss.item() > 0 and grad is not None and float(grad.abs().max()) > 0
+
+
+def test_a_shared_layer_is_one_call_or_the_sum_of_its_calls(x: Tensor, y: Tensor, tmp_path: Path) -> None:
+    class Shared(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.stem, self.d = nn.Conv2d(2, 4, 3, padding=1), nn.Conv2d(4, 4, 3, padding=1)
+            self.fc = nn.Linear(4, CLASSES)
+
+        def forward(self, x: Tensor) -> Tensor:
+            out: Tensor = self.fc(self.d(self.d(self.stem(x)).relu()).relu().mean((2, 3)))
+            return out
+
+    torch.manual_seed(0)
+    net = Shared().double()
+    write_relevance(tmp_path / "r", {f"d#{i}": torch.rand(CLASSES, 4) for i in range(2)})
+    losses = []
+    for sites in (("last_conv",), ("d#1",), ("d#0",), ("d",)):
+        with ModelDoctor(relevance=str(tmp_path / "r"), noise=0.0, sites=sites).attach(net, example=x, seed=0):
+            losses.append(Objective(net)(x, y, KEY)[1]["channel"].item())
+    assert losses[0] == losses[1] and len(set(losses)) == 3 and losses[3] > max(losses[:3])
+
+
 class TestFunctions:
     def test_runner_up(self) -> None:
         logits = torch.tensor([[3.0, 2.0, 1.0], [3.0, 2.0, 1.0], [0.0, 1.0, 5.0]])
@@ -265,7 +296,7 @@ class TestFunctions:
         assert mean[0].tolist() == [False, False, False, True]  # the mean is 3
         assert mean[1].all() and mean[2].all()
         assert relevant_channels(a, threshold=0.2)[0].tolist() == [False, False, True, True]  # 0, 0.11, 0.22, 1
-        assert not relevant_channels(a, threshold=0.2)[2].any()
+        assert relevant_channels(a, threshold=0.2)[2].all()  # all alike: none is irrelevant
 
     def test_channel_loss_by_hand(self) -> None:
         true, other = torch.tensor([[1.0, 2.0]]), torch.tensor([[10.0, 20.0]])

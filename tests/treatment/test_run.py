@@ -2,6 +2,7 @@
 
 import copy
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +18,7 @@ from hardy.methods import LocalFeatureMasking, ModelDoctor
 from hardy.methods.model_doctor import read_relevance
 from hardy.results import Result
 from hardy.training import TrainRecipe, train
+from hardy.training.recipe import load_recipe
 from hardy.treatment.arms import fresh, spec_of
 
 OPTIONS = TrainRecipe(epochs=2, lr=0.02, batch_size=50)
@@ -199,3 +201,49 @@ def test_presets_keep_what_the_word_asks_for() -> None:
     assert isinstance(paper, ModelDoctor) and isinstance(space, ModelDoctor) and isinstance(both, ModelDoctor)
     assert (paper.channel, paper.space) == (10.0, 0.0) and (space.channel, space.space) == (0.0, 10.0)
     assert (both.channel, both.space, both.legacy_scaling) == (10.0, 10.0, True)
+
+
+def test_a_failed_first_attempt_does_not_take_the_folder_and_a_run_is_not_overwritten(
+    patient: nn.Module, images: tuple[ArrayData, ArrayData, ArrayData], tmp_path: Path
+) -> None:
+    data, _, test = images
+    with pytest.raises(ParameterError, match="did you mean 'clean'"):
+        treat(patient, data, test=test, out=tmp_path / "t", **{**QUICK, "axes": ("clen",)})
+    with pytest.raises(hardy.HardyError, match="nope"):
+        treat(patient, data, test=test, out=tmp_path / "t", how=ModelDoctor(sites=("nope",)), **QUICK)
+    treat(patient, data, test=test, out=tmp_path / "t", how="label_smoothing", **QUICK)
+    with pytest.raises(TrainingError, match="is the folder of a run"):
+        treat(patient, data, test=test, out=tmp_path / "t" / "control" / "seed0", **QUICK)
+    with pytest.raises(DataError, match="test must share no image"):
+        treat(patient, data, test=data.limit(50), out=tmp_path / "u", **QUICK)
+
+
+def test_a_diagnosis_of_another_net_is_refused(
+    patient: nn.Module, images: tuple[ArrayData, ArrayData, ArrayData], tmp_path: Path
+) -> None:
+    data, _, test = images
+    other = copy.deepcopy(patient)
+    next(other.parameters()).data.add_(1e-3)
+    found = hardy.diagnose(other, data.images(), data.y, parts=["channels"], data_name="digits train")
+    with pytest.raises(ParameterError, match="it has other weights"):
+        treat(patient, data, found, test=test, out=tmp_path, **QUICK)
+
+
+def test_rift_and_its_control_train_by_the_same_recipe(
+    patient: nn.Module, images: tuple[ArrayData, ArrayData, ArrayData], tmp_path: Path
+) -> None:
+    data, val, test = images
+    made = treat(patient, data, test=test, val_data=val, out=tmp_path, how="rift", **QUICK)
+    recipes = [load_recipe(tmp_path / place / "recipe.toml") for place in ("control/seed0", "rift/seed0/training")]
+    assert recipes[0].train == OPTIONS and replace(recipes[1].train, freeze=()) == OPTIONS
+    assert made.notes and "alpha" in made.notes[0] and made.notes[0] in made.verdict
+    assert spec_of("rift", None).options.lr == 0.001 and spec_of("distillation", None).how == "distill"
+
+
+def test_the_noise_alone_is_a_control_of_its_own(
+    patient: nn.Module, images: tuple[ArrayData, ArrayData, ArrayData], tmp_path: Path
+) -> None:
+    data, _, test = images
+    made = treat(patient, data, test=test, out=tmp_path, noise_control=True, **QUICK)
+    noise = Result.read(tmp_path / "noise_control" / "seed0" / "result.json").accuracy("clean")
+    assert made.over_noise[0].control == pytest.approx(noise) and "Against its noise alone" in made.verdict

@@ -1,6 +1,7 @@
 """Gains against plain arithmetic, and verdicts that planted differences must get."""
 
 from collections.abc import Sequence
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -11,6 +12,7 @@ from torch import Tensor, nn
 from hardy import evaluate
 from hardy.errors import ParameterError
 from hardy.results import Result
+from hardy.treatment.record import Treatment
 from hardy.treatment.verdict import Gain, gains
 
 
@@ -112,3 +114,21 @@ def test_equal_trainings_do_not_make_one_image_a_verdict(images: tuple[Tensor, T
     assert found.low == found.high == pytest.approx(1 / 200) and found.verdict == "unclear"
     more = row(gains(before, controls, [result(images, range(47))] * 3), "clean")
     assert more.verdict == "better"
+
+
+def test_a_patient_that_stays_is_not_called_better(images: tuple[Tensor, Tensor]) -> None:
+    before = result(images, range(20))
+    harmed, unchanged = [result(images, range(n)) for n in (60, 64, 62)], [before] * 3
+    clean = row(gains(before, harmed, unchanged), "clean")
+    assert clean.verdict == "better" and clean.change == 0 and clean.against_before == "unclear"
+    less = row(gains(before, harmed, [result(images, range(n)) for n in (40, 42, 41)]), "clean")
+    assert less.verdict == "better" and less.against_before == "worse"
+    made = Treatment(model=nn.Identity(), how="rift", methods=(), seeds=(0, 1, 2), gains=(less,), folder=Path("x"))
+    assert "It is worse than before, though less than after the same training" in made.verdict
+
+
+def test_other_labels_are_refused(images: tuple[Tensor, Tensor]) -> None:
+    x, y = images
+    other = evaluate(Answers([]).eval(), x, (y + 1) % 4, axes=["clean", "calibration"])
+    with pytest.raises(ParameterError, match="same images and labels"):
+        gains(result(images, []), [result(images, [])], [other])

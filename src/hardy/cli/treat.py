@@ -107,6 +107,7 @@ def command(
     from hardy.diagnosis import Diagnosis
     from hardy.threats import Threat, parse_budget
     from hardy.treatment import treat
+    from hardy.treatment.relevance import TOP
     from hardy.treatment.run import AXES, PAGE
 
     recipe = recipe_of(model)
@@ -115,9 +116,17 @@ def command(
         raise ConfigError(f"--checks: must be derived or full; got {checks!r}.")
     method, options = _wish(how, preset, set_ or [])
 
-    def images(split: str, count: int | None) -> ArrayData:
+    def images(split: str, count: int | None, seed: int = 0) -> ArrayData:
         return open_data(
-            data, recipe, split=split, limit=count, size=size, seed=0, model=model, download=download, skip_bad=skip_bad
+            data,
+            recipe,
+            split=split,
+            limit=count,
+            size=size,
+            seed=seed,
+            model=model,
+            download=download,
+            skip_bad=skip_bad,
         )
 
     test = images("test", limit)
@@ -125,13 +134,14 @@ def command(
     target = open_target(model, test, device="cpu", weights=weights)
     made = treat(
         target.model,
-        images("train", train_limit if train_limit is not None else _limit_of(recipe, data)),
+        images("train", *_training_part(recipe, data, train_limit)),
         None if diagnosis is None else Diagnosis.read(diagnosis),
         test=test,
         val_data=images("val", None) if _has_val(recipe, data) else None,
         out=out,
         how=method,
         preset=preset if isinstance(method, str) else None,
+        top=TOP.get(preset or "paper"),
         masks=masks,
         epochs=epochs,
         options=options,
@@ -159,20 +169,27 @@ def show_treatment(made: "Treatment") -> None:
     from rich.table import Table
 
     table = Table(title=f"{made.how}: {len(made.seeds)} training{'s' if len(made.seeds) > 1 else ''}")
-    for name in ("", "before", "control", "treated", "treated - control", ""):
+    for name in ("", "before", "control", "treated", "treated - before", "treated - control", ""):
         table.add_column(name, justify="left" if not name else "right")
     for gain in made.gains:
         share = gain.kind == "accuracy"
-        scale, form = (100.0, "{:.1f}") if share else (1.0, "{:.4f}")
-        difference = ("{:+.1f}" if share else "{:+.4f}").format(scale * gain.difference)
-        if gain.low is not None and gain.high is not None:
-            ends = ", ".join(("{:+.1f}" if share else "{:+.4f}").format(scale * end) for end in (gain.low, gain.high))
-            difference += f" [{ends}]"
-        values = (form.format(scale * value) for value in (gain.before, gain.control, gain.treated))
-        name = gain.axis if gain.label == "plain images" else f"{gain.axis}: {gain.label}"
-        table.add_row(name + (" (%)" if share else ""), *values, difference, gain.verdict)
+        values = (_number(value, share) for value in (gain.before, gain.control, gain.treated))
+        change = _difference(gain.change, gain.change_low, gain.change_high, share)
+        difference = _difference(gain.difference, gain.low, gain.high, share)
+        name = gain.axis if gain.label == "clean" else f"{gain.axis}: {gain.label}"
+        table.add_row(name + (" (%)" if share else ""), *values, change, difference, gain.verdict)
     console().print(table)
     console().print(made.verdict, highlight=False, markup=False, soft_wrap=True)
+
+
+def _number(value: float, share: bool) -> str:
+    return f"{100 * value:.1f}" if share else f"{value:.4f}"
+
+
+def _difference(value: float, low: float | None, high: float | None, share: bool) -> str:
+    scale, digits = (100, 1) if share else (1, 4)
+    ends = "" if low is None or high is None else f" [{scale * low:+.{digits}f}, {scale * high:+.{digits}f}]"
+    return f"{scale * value:+.{digits}f}{ends}"
 
 
 def _wish(how: str, preset: str | None, texts: list[str]) -> "tuple[str | Method, TrainRecipe | None]":
@@ -210,9 +227,12 @@ def _plain(fields: dict[str, Any]) -> dict[str, Any]:
     return {key: list(v) if isinstance(v, tuple) else v for key, v in fields.items() if v is not None}
 
 
-def _limit_of(recipe: "Recipe | None", data: str | None) -> int | None:
-    """Give how many training images the patient was trained on."""
-    return recipe.data.limit if recipe is not None and data in (None, recipe.data.name) else None
+def _training_part(recipe: "Recipe | None", data: str | None, limit: int | None) -> tuple[int | None, int]:
+    """Give how many training images to take, and the seed that chooses them: those that the patient was trained on."""
+    own = recipe is not None and data in (None, recipe.data.name)
+    if recipe is None or not own:
+        return limit, 0
+    return (recipe.data.limit if limit is None else limit), recipe.seed
 
 
 def _has_val(recipe: "Recipe | None", data: str | None) -> bool:

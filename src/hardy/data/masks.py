@@ -35,8 +35,8 @@ def object_masks(data: ArrayData, masks: MaskSource) -> tuple[Bool[Tensor, "n h 
             - ``folder:DIR`` (or just DIR), for images from a folder: a mask image for an image, at the same path below
               DIR, whatever the suffix; bright pixels (above 127) are the object. Masks of another size than the images
               are resized and cut as the images are.
-            - ``npz:FILE``, for images from an array: ``masks_train`` or ``masks_test`` (or ``masks``), (n, h, w), not
-              zero where the object is; its row is the identity of the image.
+            - ``npz:FILE``, for images from an array: ``masks_train`` or ``masks_test``, (n, h, w), not zero where the
+              object is; the row is the identity of the image: its place in the part of the file it comes from.
             - ``boxes:FILE``: a CSV file with the columns ``image,left,top,right,bottom``; image is the path below the
               folder, or the identity; bounds are pixels of the images as they are in ``data``, right and bottom
               excluded. Several boxes of an image add up.
@@ -44,7 +44,7 @@ def object_masks(data: ArrayData, masks: MaskSource) -> tuple[Bool[Tensor, "n h 
               (n, h, w).
 
     Returns:
-        True where the object is, and which images are known; an image that is not has no object.
+        True where the object is, and which images are known; one without any object is not.
 
     Raises:
         DataError: no such source, one that cannot be read or does not fit, or one that knows none of the images.
@@ -59,8 +59,12 @@ def object_masks(data: ArrayData, masks: MaskSource) -> tuple[Bool[Tensor, "n h 
                                 f"{did_you_mean(kind, KINDS)}")  # fmt: skip
             kind, where = "folder", str(masks)
         found, known = {"folder": _folder, "npz": _npz, "boxes": _boxes}[kind](data, Path(where))
+    known = known & found.flatten(1).any(dim=1)  # an image without any object is one that nobody marked
     if not known.any():
-        raise DataError(f"masks {masks}: must know images of {data.name} ({data.split}); knows none of {len(data)}.")
+        raise DataError(
+            f"masks {masks}: must mark objects in images of {data.name} ({data.split}); "
+            f"got none in {len(data)}. Bright pixels (above 127) of mask images are the object."
+        )
     return found, known
 
 
@@ -120,19 +124,25 @@ def _npz(data: ArrayData, file: Path) -> tuple[Bool[Tensor, "n h w"], Bool[Tenso
     part = "test" if data.split == "test" else "train"
     try:
         with np.load(file, allow_pickle=False) as held:
-            keys = [key for key in (f"masks_{data.split}", f"masks_{part}", "masks") if key in held.files]
+            keys = [key for key in (f"masks_{data.split}", f"masks_{part}") if key in held.files]
             values = held[keys[0]] if keys else None
             names = ", ".join(held.files)
     except DAMAGED as error:
         raise DataError(f"masks npz:{file}: must be a readable .npz file ({error}).") from error
     if values is None:
-        raise DataError(f"masks npz:{file}: must hold masks_{part} or masks; got {names}.")
+        raise DataError(f"masks npz:{file}: must hold masks_{part}; got {names}.")
     if values.ndim != 3 or values.shape[1:] != data.shape[1:] or values.dtype.kind not in "bui":
         raise DataError(
             f"masks npz:{file}: must be whole numbers (n, h, w) with h, w = {data.shape[1:]}; "
             f"got {values.dtype}, {values.shape}."
         )
-    known = (data.index >= 0) & (data.index < len(values))
+    last = int(data.index.max())
+    if not 0 <= int(data.index.min()) <= last < len(values):
+        raise DataError(
+            f"masks npz:{file}: must have a row for every image of the whole part, at least {last + 1}, as rows are "
+            f"identities; got {len(values)}."
+        )
+    known = torch.ones(len(data), dtype=torch.bool)
     found, _ = _nothing(data)
     found[known] = torch.from_numpy(values[data.index[known].numpy()] != 0)
     return found, known

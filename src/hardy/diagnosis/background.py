@@ -22,12 +22,13 @@ from hardy.diagnosis.record import Finding, Part
 from hardy.errors import DataError
 from hardy.evaluation.attribution import saliency
 from hardy.records import Score, mean_score
-from hardy.stats import paired_bootstrap, wilson
+from hardy.stats import paired_bootstrap, paired_p, wilson
 
 __all__ = ["measure"]
 
 FEW = 10  # images with an object and a background below which nothing is measured
 SHOWN = 8  # pictures
+LEVEL = 0.05  # of the sign test beside an interval
 PLAIN, ALONE, WITHOUT, SWAPPED = (
     "plain",
     "background painted over",
@@ -102,7 +103,7 @@ def _answers(case: Case, index: Tensor, found: dict[str, Tensor], giver: Tensor 
             made.append(
                 Score(
                     label=f"accuracy, {name} minus plain", value=value, kind="description", n=len(y), low=low,
-                    high=high, series="difference",
+                    high=high, series="difference", details={"p": paired_p(*pair)},
                 )
             )  # fmt: skip
     if right[PLAIN].any():
@@ -201,9 +202,12 @@ def _findings(scores: list[Score], *, chance: float) -> tuple[Finding, ...]:
         ("needs_its_background", swapped, "with the background of an image of another class"),
         ("needs_a_background", alone, "with the background painted over"),
     ):
-        if score is not None and score.high is not None and score.high < 0:
-            bounds = f"{score.low:+.1%} to {score.high:+.1%}"
-            text = f"{what.capitalize()} its accuracy changes by {score.value:+.1%} ({bounds})."
+        if score is not None and score.high is not None and score.high < 0 and _tested(score):
+            bounds = f"{100 * (score.low or 0.0):+.1f} to {100 * score.high:+.1f}"
+            text = (
+                f"{what.capitalize()} its accuracy changes by {100 * score.value:+.1f} points ({bounds}); edges of the "
+                "paste and the paint count in this."
+            )
             made.append(Finding(code=code, severity="problem", text=text, remedy=remedy))
     rest = by[f"accuracy, {WITHOUT}"]
     if rest.low is not None and rest.low > chance:
@@ -215,10 +219,20 @@ def _findings(scores: list[Score], *, chance: float) -> tuple[Finding, ...]:
         made.append(Finding(code="background_tells_the_class", severity="problem", text=text, remedy=remedy))
     for kind in ("attention", "gradient"):
         made += _looks(by, kind, remedy)
-    if not any(finding.severity == "problem" for finding in made):
+    plain = by[f"accuracy, {PLAIN}"]
+    if not any(finding.severity == "problem" for finding in made) and (plain.low or 0.0) <= chance:
+        text = "On these images it is no better than always naming the most common class: nothing can be said of what "
+        text += "its answers rest on."
+        made.append(Finding(code="background_not_told", severity="note", text=text))
+    elif not any(finding.severity == "problem" for finding in made):
         text = "Its answers do not measurably rest on the background of these images."
         made.append(Finding(code="no_background_reliance", severity="good", text=text))
     return tuple(made)
+
+
+def _tested(score: Score) -> bool:
+    p = score.details.get("p")
+    return isinstance(p, float) and p < LEVEL
 
 
 def _looks(by: dict[str, Score], kind: str, remedy: str) -> list[Finding]:

@@ -19,6 +19,7 @@ from hardy.diagnosis.grad_cam import available
 from hardy.diagnosis.record import Diagnosis, Part
 from hardy.environment import environment
 from hardy.errors import DataError, HardyError, ParameterError, ShapeError, did_you_mean
+from hardy.evaluation.fingerprint import weights_digest
 from hardy.evaluation.inputs import Batches, device_of, identities, images
 from hardy.threats import Threat
 
@@ -158,7 +159,15 @@ def diagnose(
         parts=measured,
         map_data="" if own else map_data_name or "other images",
         map_n=0 if own else len(others[1]),
-        options={"top": top, "sign": sign, "draws": draws, "sigma": case.sigma, "joint": joint, "threat": str(threat)},
+        options={
+            "top": top,
+            "sign": sign,
+            "draws": draws,
+            "sigma": case.sigma,
+            "joint": joint,
+            "threat": str(threat),
+            "weights": weights_digest(model),
+        },
         notes=(*notes, *lacking),
         command=command,
         environment=environment(device),

@@ -152,7 +152,7 @@ def ask(teacher: nn.Module, x: Float[Tensor, "n c h w"]) -> Tensor:
     place = next((p for p in teacher.parameters() if p.is_floating_point()), None)
     if place is not None and place.device != x.device:
         teacher.to(x.device)
-    with torch.no_grad():
+    with torch.no_grad(), torch.autocast(x.device.type, enabled=False):
         logits: Tensor = teacher(x.detach().clone().to(torch.float32 if place is None else place.dtype))
     return logits
 

@@ -73,7 +73,9 @@ CARD = Card(
     ),
     notes=(
         "Made for hardy treat, which measures the relevance first and compares with the same training without.",
-        "Gradients of gradients: not with train.compile.",
+        "Gradients of gradients: not with train.compile. They are not among the passes that are counted.",
+        "The relevance is measured without noise (Eq. 3), as the released code does; Eq. 5 has that of Eq. 4.",
+        "In several processes legacy_scaling divides by the batch of each.",
         "The gain in the paper has no control of equal further training; see hardy treat's.",
         "A student's runs with noise of standard deviation 1 could not train an AlexNet, whose features are smaller "
         "than that: set noise lower, or to 0.",
@@ -93,7 +95,8 @@ def relevant_channels(relevance: Float[Tensor, "k c"], *, threshold: Literal["me
     """Decide which channels each class may use.
 
     Args:
-        relevance: Eq. 3 or 4, at least 0; NaN for a class without sure images, which may then use all.
+        relevance: Eq. 3 or 4, at least 0; NaN for a class without sure images, which may then use all, as where
+            all channels count alike.
         threshold: "mean": at least the mean of the class over its channels (2021); a number: above that share of the
             way from its least to its most relevant channel, in [0, 1) (2022: 0.2).
     """
@@ -102,7 +105,8 @@ def relevant_channels(relevance: Float[Tensor, "k c"], *, threshold: Literal["me
     else:
         low, high = relevance.amin(1, keepdim=True), relevance.amax(1, keepdim=True)
         chosen = (relevance - low) / (high - low).clamp(min=torch.finfo(relevance.dtype).tiny) > threshold
-    return chosen | relevance.isnan()
+    alike = relevance.amax(1, keepdim=True) == relevance.amin(1, keepdim=True)
+    return chosen | alike | relevance.isnan()
 
 
 def channel_loss(
@@ -156,6 +160,8 @@ class Noise(KeyedLayer):
             x = x + self.sigma * noise.to(x.dtype)
         if not self.on:
             return x
+        if torch.is_grad_enabled() and not x.requires_grad:  # a frozen net below: the graph begins here
+            x = x.detach().requires_grad_()
         self.kept.append(x)
         return x.clone()
 
@@ -357,7 +363,9 @@ class ModelDoctor:
         if not self.channel:
             return torch.full(shape, math.nan)
         site = f"{name}#{calls[0]}" if len(calls) == 1 else name
-        found = maps.get(site, maps.get(name))
+        each = [value for key, value in maps.items() if key.partition("#")[0] == name and "#" in key]
+        whole = torch.stack(each).sum(0) if each and not calls and len({v.shape for v in each}) == 1 else None
+        found = maps.get(site, maps.get(name, whole))
         if found is None or found.shape != shape:
             got = "sites " + ", ".join(maps) if found is None else f"{tuple(found.shape)}"
             raise AttachError(

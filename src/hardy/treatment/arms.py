@@ -68,18 +68,20 @@ def spec_of(how: str | Method, preset: str | None) -> Wish:
     Raises:
         ParameterError: no such treatment or preset.
     """
+    if not isinstance(how, str | Method):
+        raise ParameterError(f"treat: how must be the name of a treatment, or a method; got {how!r}.")
     if not isinstance(how, str):
         if preset is not None:
             raise ParameterError(f"treat: preset must be left out beside a method with its fields; got {preset!r}.")
-        name = next((key for key, cls in METHODS.items() if type(how) is cls), type(how).__name__)
-        return Wish(name, how, masks=isinstance(how, ModelDoctor) and how.space > 0)
+        return Wish(_name_of(how), how, masks=isinstance(how, ModelDoctor) and how.space > 0)
+    how = "distill" if how == "distillation" else how  # which needs a student and its teacher
     if how not in HOW and how not in METHODS:
         raise ParameterError(f"treat: no treatment {how!r}; {did_you_mean(how, [*HOW, *METHODS])}")
     name = "model_doctor" if how in ("channel", "space", "both") else how
     if preset is not None and preset not in PRESETS.get(name, {}):
         raise ParameterError(f"treat: {how} has no preset {preset!r}; {did_you_mean(preset, PRESETS.get(name, {}))}")
-    if how == "rift":
-        return Wish(how, None)
+    if how == "rift":  # and its control, by the recipe of the paper
+        return Wish(how, None, options=TrainRecipe(epochs=10, lr=0.001, schedule="step", milestones=(0.5,)))
     if how == "distill":  # from new weights: the learning rate of a training from scratch
         return Wish(how, None, options=TrainRecipe())
     method: Method = PRESETS[name][preset] if preset is not None else METHODS[name]()
@@ -87,6 +89,12 @@ def spec_of(how: str | Method, preset: str | None) -> Wish:
         method = replace(method, space=SPACE if how in ("space", "both") else 0.0)
         method = replace(method, channel=0.0) if how == "space" else method
     return Wish(how, method, masks=isinstance(method, ModelDoctor) and method.space > 0)
+
+
+def _name_of(method: Method) -> str:
+    if isinstance(method, ModelDoctor):
+        return "both" if method.channel and method.space else "space" if method.space else "channel"
+    return next((key for key, cls in METHODS.items() if type(method) is cls), type(method).__name__)
 
 
 def arms_of(

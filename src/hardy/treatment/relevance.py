@@ -5,10 +5,13 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
+from hardy.attacks.passes import sealed_rng
+from hardy.attacks.precision import full_precision
 from hardy.data import ArrayData
 from hardy.diagnosis.correlation import class_channel_map, sure_images
 from hardy.diagnosis.record import Diagnosis
 from hardy.errors import DataError, ParameterError
+from hardy.evaluation.fingerprint import weights_digest
 from hardy.last_map import LAST, last_map
 from hardy.methods import ModelDoctor
 from hardy.methods.model_doctor import read_relevance, write_relevance
@@ -36,7 +39,7 @@ def measure_relevance(
         data: Training images.
         method: Whose sites and sign are asked for.
         file: Where to write.
-        diagnosis: Its maps of training images are taken where it has them, of the same sign and ``top``.
+        diagnosis: Its maps are taken; of this net, of training images, the same sites, sign and ``top``.
         top: Images of each class: the surest right ones.
         device: Where to compute.
         batch_size: Images per pass.
@@ -46,12 +49,13 @@ def measure_relevance(
 
     Raises:
         DataError: the patient is right on no image.
+        ParameterError: the diagnosis is of another net, or answers another question.
     """
     if file.exists():
         return read_relevance(file)
     example = data.subset(torch.tensor([0])).images()
     sites = [last_map(patient, example)[0] if site == LAST else site for site in method.sites]
-    maps = _known(diagnosis, sites, sign=method.sign, top=top)
+    maps = {} if diagnosis is None else _known(diagnosis, patient, sites, sign=method.sign, top=top)
     if not maps:
         net = patient.to(device)
         chosen = _sure(net, data, top=top, device=device, batch_size=batch_size)
@@ -72,20 +76,25 @@ def _sure(net: nn.Module, data: ArrayData, *, top: int, device: str, batch_size:
     Raises:
         DataError: the net is right on none.
     """
-    logits = torch.cat([net(x.to(device)).cpu() for x, _ in data.batches(batch_size)])
+    place = torch.device(device)
+    with full_precision(place), sealed_rng(place, 0):
+        logits = torch.cat([net(x.to(place)).cpu() for x, _ in data.batches(batch_size)])
     index = sure_images(logits, data.y, top=top)
     if not len(index):
         raise DataError("treat: the patient must be right on some training images; it is on none.")
     return data.subset(index)
 
 
-def _known(diagnosis: Diagnosis | None, sites: list[str], *, sign: str, top: int) -> dict[str, Tensor]:
-    """Take the maps out of a diagnosis if they answer the same question."""
-    if diagnosis is None or (diagnosis.options.get("sign"), diagnosis.options.get("top")) != (sign, top):
-        return {}
-    if diagnosis.options.get("draws", 0) or "train" not in (diagnosis.map_data or diagnosis.data).split():
-        return {}
-    try:
-        return {site: diagnosis.correlation(site) for site in sites}
-    except ParameterError:
-        return {}
+def _known(diagnosis: Diagnosis, patient: nn.Module, sites: list[str], *, sign: str, top: int) -> dict[str, Tensor]:
+    """Take the maps out of a diagnosis.
+
+    Raises:
+        ParameterError: it does not answer the question; the message says in what.
+    """
+    wanted = {"weights": weights_digest(patient), "sign": sign, "top": top, "draws": 0}
+    other = [key for key, value in wanted.items() if diagnosis.options.get(key) != value]
+    if "train" not in (diagnosis.map_data or diagnosis.data).split():
+        other.append("images, not those of training")
+    if other:
+        raise ParameterError(f"treat: diagnosis must be of this net and question; it has other {', '.join(other)}.")
+    return {site: diagnosis.correlation(site) for site in sites}

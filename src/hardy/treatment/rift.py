@@ -231,7 +231,7 @@ def _check(model: nn.Module, data: Data, held_out: Data, folder: Path, *, resume
             f"rift: held_out must have the size and classes of the training images; got {held_out.shape} and "
             f"{held_out.num_classes} classes for {data.shape} and {data.num_classes}."
         )
-    if isinstance(data, ArrayData) and isinstance(held_out, ArrayData) and (twice := _shared(data, held_out)):
+    if isinstance(data, ArrayData) and isinstance(held_out, ArrayData) and (twice := shared_images(data, held_out)):
         raise DataError(
             f"rift: held_out must share no image with the training images; {twice} of {len(held_out)} are there too. "
             "Load the parts train and val of the same data."
@@ -241,7 +241,7 @@ def _check(model: nn.Module, data: Data, held_out: Data, folder: Path, *, resume
     check_writable(folder / DONE)
 
 
-def _shared(data: ArrayData, held_out: ArrayData) -> int:
+def shared_images(data: ArrayData, held_out: ArrayData) -> int:
     """Count the held-out images that have the identity and the pixels of a training image."""
     place = {identity: i for i, identity in enumerate(data.index.tolist())}
     pairs = [(i, place[identity]) for i, identity in enumerate(held_out.index.tolist()) if identity in place]

@@ -5,6 +5,7 @@ import json
 import logging
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
+from hashlib import blake2b
 from pathlib import Path
 from typing import Any, Literal
 
@@ -15,8 +16,9 @@ from hardy import io, surgery
 from hardy.attacks.guards import check_eval
 from hardy.data import ArrayData, MaskSource, with_background
 from hardy.diagnosis.record import Diagnosis
-from hardy.errors import DataError, ParameterError, TrainingError
+from hardy.errors import DataError, ParameterError, TrainingError, did_you_mean
 from hardy.evaluation import evaluate
+from hardy.evaluation.axes import AXES as KNOWN
 from hardy.evaluation.fingerprint import images_digest, weights_digest
 from hardy.evaluation.journal import Journal
 from hardy.evaluation.suite import Suite, check_suite
@@ -30,10 +32,10 @@ from hardy.training import TrainRecipe, train
 from hardy.training.build import check_size
 from hardy.training.folder import RunFolder
 from hardy.training.state import fingerprint
-from hardy.treatment.arms import CONTROL, Arm, Wish, arms_of, fresh, spec_of
+from hardy.treatment.arms import CONTROL, NOISE, Arm, Wish, arms_of, fresh, spec_of
 from hardy.treatment.record import Treatment
 from hardy.treatment.relevance import TOP, measure_relevance
-from hardy.treatment.rift import rift
+from hardy.treatment.rift import DONE, rift, shared_images
 from hardy.treatment.verdict import gains
 
 __all__ = ["AXES", "BEFORE", "PAGE", "TABLE", "treat"]
@@ -179,8 +181,7 @@ def treat(
     if noise_control and not (isinstance(wish.method, ModelDoctor) and wish.method.noise):
         raise ParameterError("treat: noise_control must be of Model Doctor with noise; leave it out.")
     data = _material(wish, data, test, val_data, masks)
-    if not seeds or len(set(seeds)) < len(seeds):
-        raise ParameterError(f"treat: seeds must be one or more different numbers; got {list(seeds)}.")
+    _check_lists(seeds, axes)
     check_suite(suite, threat)
     folder, say = Path(out), on_event or log.info
     device = ("cuda" if torch.cuda.is_available() else "cpu") if device == "auto" else device
@@ -194,16 +195,20 @@ def treat(
     top = top if top is not None else TOP.get(preset or "", TOP["paper"])
     check_size(patient, data, torch.device("cpu"))
     question = _question(wish, exam, patient, data, val_data, options=options, augment=augment, top=top)
+    question["relevance"] = "measured" if diagnosis is None else f"of a diagnosis of {diagnosis.map_data}"
+    question["student"] = "" if student is None else getattr(student, "__qualname__", "given")
     _settle(folder, question)
     method = wish.method
     if isinstance(method, ModelDoctor) and method.channel and not method.relevance:
-        say(f"measuring which channels each class uses, on the {top} surest images of each")
-        file = folder / RELEVANCE
+        where = f"on the {top} surest images of each" if diagnosis is None else "out of the diagnosis"
+        say(f"which channels each class uses: {where}")
+        file = (folder / RELEVANCE).resolve()  # recipes name it
         measure_relevance(patient, data, method, file, diagnosis=diagnosis, top=top, device=device)
         method = replace(method, relevance=str(file))
     elif wish.how == "distill":
-        io.save(patient, folder / PATIENT)
-        method = _student_of(folder / PATIENT, patient)
+        file = (folder / PATIENT).resolve()
+        io.save(patient, file)
+        method = _student_of(file, patient)
     arms = arms_of(
         wish,
         method,
@@ -214,6 +219,7 @@ def treat(
     say("evaluating the patient")
     results = {BEFORE: [exam.sit(patient, RunFolder(folder / BEFORE), name=BEFORE)]}
     trained: dict[tuple[str, int], nn.Module] = {}
+    notes = _notes(wish, data)
     work = Work(folder, data, val_data, options, augment, exam, say)
     for seed in seeds:
         for arm in arms:
@@ -221,7 +227,8 @@ def treat(
             trained[arm.name, seed] = net
             results.setdefault(arm.name, []).append(result)
         if wish.how == "rift":
-            net, result = work.rift(patient, seed, epochs=options.epochs)
+            net, result, said = work.rift(patient, seed)
+            notes.append(f"Seed {seed}: {said}")
             trained[wish.how, seed] = net
             results.setdefault(wish.how, []).append(result)
     made = Treatment(
@@ -230,7 +237,9 @@ def treat(
         methods=() if method is None else (repr(method),),
         seeds=tuple(seeds),
         gains=gains(results[BEFORE][0], results[CONTROL], results[wish.how]),
+        over_noise=gains(results[BEFORE][0], results[NOISE], results[wish.how]) if noise_control else (),
         folder=folder,
+        notes=tuple(notes),
     )
     _publish(made, [arm for arm in results if arm != BEFORE], {arm.name: arm.methods for arm in arms}, model_name)
     return made
@@ -253,7 +262,7 @@ class Work:
         run = RunFolder(self.folder / arm.name / f"seed{seed}")
         net = arm.start(seed)
         if not run.model_file.exists():
-            self.say(f"{arm.name}, seed {seed}: training, {self.options.epochs} epochs")
+            self.say(f"{arm.name}, seed {seed}: training for {self.options.epochs} epochs")
         train(
             net,
             self.data,
@@ -268,8 +277,8 @@ class Work:
         )
         return net, self._judged(net, run, arm.name, seed, arm.methods)
 
-    def rift(self, patient: nn.Module, seed: int, *, epochs: int) -> tuple[nn.Module, Result]:
-        """Treat by RiFT and evaluate."""
+    def rift(self, patient: nn.Module, seed: int) -> tuple[nn.Module, Result, str]:
+        """Treat by RiFT and evaluate; say what was chosen."""
         run = RunFolder(self.folder / "rift" / f"seed{seed}")
         if run.result_file.exists():  # all that comes before it is there
             net = io.load(run.model_file, model=copy.deepcopy(patient))
@@ -281,7 +290,7 @@ class Work:
                 self.data,
                 held_out=self.val_data,
                 out=run.path,
-                epochs=epochs,
+                options=self.options,
                 augment=self.augment,
                 threat=self.exam.threat,
                 seed=seed,
@@ -289,11 +298,24 @@ class Work:
                 batch_size=self.exam.batch_size,
                 resume=True,
             ).model
-        return net, self._judged(net, run, "rift", seed, ())
+        facts = json.loads((run.path / DONE).read_text(encoding="utf-8"))
+        said = f"layer {facts['layer']}, alpha {facts['alpha']:g}" + (
+            ": the patient stays." if not facts["alpha"] else "."
+        )
+        return net, self._judged(net, run, "rift", seed, ()), said
 
     def _judged(self, net: nn.Module, run: RunFolder, name: str, seed: int, methods: Sequence[Method]) -> Result:
         self.say(f"{name}, seed {seed}: evaluating")
         return self.exam.sit(net, run, name=f"{name}, seed {seed}", methods=methods)
+
+
+def _check_lists(seeds: Sequence[int], axes: Sequence[str]) -> None:
+    """Demand lists of different seeds and of known axes."""
+    if isinstance(seeds, str | int) or not seeds or len(set(seeds)) < len(seeds):
+        raise ParameterError(f"treat: seeds must be one or more different numbers; got {seeds!r}.")
+    if isinstance(axes, str) or not axes or (unknown := [name for name in axes if name not in KNOWN]):
+        near = did_you_mean(unknown[0], KNOWN) if not isinstance(axes, str) and axes else "Write a list of names."
+        raise ParameterError(f"treat: axes must be names of axes; got {axes!r}; {near}")
 
 
 def _material(
@@ -303,6 +325,10 @@ def _material(
     for name, other in (("test", test), ("val_data", val_data)):
         if other is not None and (other.shape != data.shape or other.class_names != data.class_names):
             raise DataError(f"treat: {name} must have the size and the classes of the training images.")
+    if twice := shared_images(data, test):
+        raise DataError(
+            f"treat: test must share no image with the training images; {twice} of {len(test)} are there too."
+        )
     if wish.how == "rift" and val_data is None:
         raise ParameterError("treat: rift chooses by held-out images of the training part: pass val_data.")
     if masks is not None:
@@ -310,8 +336,21 @@ def _material(
             raise ParameterError(f"treat: {wish.how} uses no masks. Leave them out, or treat by space or both.")
         return with_background(data, masks)
     if wish.masks and data.background is None:
-        raise ParameterError(f"treat: {wish.how} needs to know the objects in the training images: pass masks.")
+        raise ParameterError(
+            f"treat: {wish.how} needs to know the objects in the training images: pass masks (--masks)."
+        )
     return data
+
+
+def _notes(wish: Wish, data: ArrayData) -> list[str]:
+    """Say how much of the training images is background, where that matters."""
+    if not wish.masks or data.background is None:
+        return []
+    known = (data.background > 0).flatten(1).any(1)
+    share = float((data.background[known] > 0).float().mean()) if known.any() else 0.0
+    return [
+        f"Objects are known in {int(known.sum())} of {len(data)} training images; {share:.0%} of these is background."
+    ]
 
 
 def _student_of(file: Path, patient: nn.Module) -> Method:
@@ -340,6 +379,9 @@ def _question(
         "patient": weights_digest(patient),
         "images": fingerprint(data, val_data),
         "test": images_digest(exam.test.images()).hex(),
+        "test labels": blake2b(exam.test.y.numpy().tobytes(), digest_size=8).hexdigest(),
+        "pixels": blake2b(data.x.numpy().tobytes(), digest_size=8).hexdigest(),
+        "classes": list(exam.test.class_names),
         "axes": list(exam.axes),
         "threat": str(exam.threat),
         "suite": exam.suite if isinstance(exam.suite, str) else [str(each) for each in exam.suite],
@@ -357,7 +399,13 @@ def _settle(folder: Path, question: Mapping[str, Any]) -> None:
         TrainingError: it holds another treatment; the message says what is different.
     """
     file = folder / QUESTION
+    if (folder / "recipe.toml").exists():
+        raise TrainingError(f"{folder}: is the folder of a run. Take another --out.")
     check_writable(file)
+    begun = (folder / BEFORE / "result.json").exists() or any(folder.glob("*/seed*/recipe.toml"))
+    if file.exists() and not begun:  # a first attempt that failed
+        for old in (RELEVANCE, PATIENT, QUESTION):
+            (folder / old).unlink(missing_ok=True)
     if file.exists():
         try:
             held = json.loads(file.read_text(encoding="utf-8"))

@@ -1,7 +1,8 @@
 """Is the patient better? Every number of before, control and treated side by side, and the difference that counts.
 
 The control had the same further training without the treatment, so that treated minus control is what the treatment
-did. Differences are paired: by training, each with the control of the same seed, and by image.
+did; treated minus before is what the patient's owner gets. Differences are paired: by training, each with the control
+of the same seed, and by image. Patient and test images are the same in all trainings: nothing is said of others.
 """
 
 from collections.abc import Sequence
@@ -23,6 +24,8 @@ ENOUGH = 3  # trainings that an interval over trainings needs
 LEVEL = 0.05  # of the test over images
 BRIER = "Brier score"
 Values = npt.NDArray[Any]
+Over = Literal["trainings", "images", ""]
+Word = Literal["better", "worse", "unclear", "description"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -39,11 +42,15 @@ class Gain:
         difference: ``treated - control``.
         low: Lower bound of its 95 % interval; for classes the intervals hold for all at once (Bonferroni).
         high: Upper bound.
+        change: ``treated - before``.
+        change_low: Lower bound of its interval, likewise.
+        change_high: Upper bound.
         over: What the interval is over: "trainings" (Student's t on the paired differences of at least 3), "images"
             (paired bootstrap: it speaks of these nets only), "" where there is none.
-        verdict: "better" or "worse" where the interval excludes 0 and, over trainings, still does when an accuracy is
-            widened by one image at both ends (1 / n, the resolution of n images), or, over images, a test agrees;
-            "unclear", or "description".
+        verdict: Against the control: "better" or "worse" where the interval excludes 0 and, over trainings, they are
+            not all alike and an accuracy still does when widened by one image at both ends (1 / n, the resolution of n
+            images), or, over images, a test agrees; "unclear", or "description".
+        against_before: Likewise against the patient.
     """
 
     axis: str
@@ -53,10 +60,14 @@ class Gain:
     control: float
     treated: float
     difference: float
+    change: float
     low: float | None = None
     high: float | None = None
-    over: Literal["trainings", "images", ""] = ""
-    verdict: Literal["better", "worse", "unclear", "description"] = "unclear"
+    change_low: float | None = None
+    change_high: float | None = None
+    over: Over = ""
+    verdict: Word = "unclear"
+    against_before: Word = "unclear"
 
 
 @dataclass(frozen=True)
@@ -90,9 +101,9 @@ def gains(before: Result, controls: Sequence[Result], treated: Sequence[Result])
         raise ParameterError(
             f"gains: each treated net must have its control; got {len(treated)} and {len(controls)} of them."
         )
-    pictures = {result.arrays["images"].tobytes() for result in (before, *controls, *treated)}
-    if len(pictures) > 1:
-        raise ParameterError("gains: all must be evaluated on the same images; got different ones.")
+    asked = {(r.arrays["images"].tobytes(), r.arrays["labels"].tobytes()) for r in (before, *controls, *treated)}
+    if len(asked) > 1:
+        raise ParameterError("gains: all must be evaluated on the same images and labels; got different ones.")
     rows = [_rows(result) for result in (before, *controls, *treated)]
     known = [key for key in rows[0] if all(key in each for each in rows)]
     return tuple(
@@ -146,44 +157,68 @@ def _classes(result: Result) -> list[_Row]:
 
 
 def _gain(before: _Row, controls: list[_Row], treated: list[_Row]) -> Gain:
-    first = controls[0]
-    paired = np.array([t.value - c.value for t, c in zip(treated, controls, strict=True)], dtype=np.float64)
-    low, high, over, sure = _interval(paired, controls, treated)
-    edge = 1 / first.n + 1e-9 if over == "trainings" and first.kind == "accuracy" else 0.0
-    verdict: Literal["better", "worse", "unclear", "description"] = "unclear"
-    if first.kind == "description":
-        verdict = "description"
-    elif sure and low is not None and high is not None and (low > edge or high < -edge):
-        verdict = "better" if (low > 0) is (first.kind != "error") else "worse"
+    against = _against(controls, treated)
+    change = _against([before] * len(treated), treated)
     return Gain(
-        axis=first.axis,
-        label=first.label,
-        kind=first.kind,
+        axis=before.axis,
+        label=before.label,
+        kind=before.kind,
         before=before.value,
         control=float(np.mean([c.value for c in controls])),
         treated=float(np.mean([t.value for t in treated])),
-        difference=float(paired.mean()),
-        low=low,
-        high=high,
-        over=over,
-        verdict=verdict,
+        difference=against.value,
+        low=against.low,
+        high=against.high,
+        over=against.over,
+        verdict=against.word,
+        change=change.value,
+        change_low=change.low,
+        change_high=change.high,
+        against_before=change.word,
     )
+
+
+@dataclass(frozen=True)
+class _Difference:
+    value: float
+    low: float | None
+    high: float | None
+    over: Over
+    word: Word
+
+
+def _against(others: list[_Row], treated: list[_Row]) -> _Difference:
+    """Compare treated nets with others, pair by pair."""
+    first = others[0]
+    paired = np.array([t.value - c.value for t, c in zip(treated, others, strict=True)], dtype=np.float64)
+    low, high, over, sure = _interval(paired, others, treated)
+    value = float(paired.mean())
+    edge = 1 / first.n + 1e-9 if over == "trainings" and first.kind == "accuracy" else 0.0
+    word: Word = "unclear"
+    if first.kind == "description":
+        word = "description"
+    elif sure:
+        low_, high_ = (value, value) if low is None or high is None else (low, high)
+        if low_ > edge or high_ < -edge:
+            word = "better" if (low_ > 0) is (first.kind != "error") else "worse"
+    return _Difference(value, low, high, over, word)
 
 
 def _interval(
-    paired: npt.NDArray[np.float64], controls: list[_Row], treated: list[_Row]
-) -> tuple[float | None, float | None, Literal["trainings", "images", ""], bool]:
+    paired: npt.NDArray[np.float64], others: list[_Row], treated: list[_Row]
+) -> tuple[float | None, float | None, Over, bool]:
     """Bound the difference, over trainings if there are enough, and say whether a test agrees."""
-    level = 1 - LEVEL / controls[0].together
+    level = 1 - LEVEL / others[0].together
     if len(paired) >= ENOUGH:
         low, high = mean_interval(paired, level=level)
-        return low, high, "trainings", True
-    if any(row.values is None for row in (*controls, *treated)):
+        resolved = others[0].kind == "accuracy" or low < high  # accuracies have their own edge
+        return low, high, "trainings", resolved
+    if any(row.values is None for row in (*others, *treated)):
         return None, None, "", False
-    ours, theirs = (
-        np.mean([np.asarray(row.values, np.float64) for row in rows], axis=0) for rows in (treated, controls)
-    )
+    ours, theirs = (np.mean([np.asarray(row.values, np.float64) for row in rows], axis=0) for rows in (treated, others))
     _, low, high = paired_bootstrap(ours, theirs, level=level)
-    outcomes = len(paired) == 1 and controls[0].values is not None and controls[0].values.dtype == np.bool_
-    p = paired_p(treated[0].values, controls[0].values) if outcomes else paired_p(ours, theirs)  # type: ignore[arg-type]  # not None
-    return low, high, "images", p < LEVEL / controls[0].together
+    outcomes = len(paired) == 1 and others[0].values is not None and others[0].values.dtype == np.bool_
+    p = paired_p(treated[0].values, others[0].values) if outcomes else paired_p(ours, theirs)  # type: ignore[arg-type]  # not None
+    if low == high:  # all images changed alike, or none: nothing to resample, and the test alone decides
+        return None, None, "images", p < LEVEL / others[0].together
+    return low, high, "images", p < LEVEL / others[0].together
