@@ -15,6 +15,7 @@ RESULTS = ROOT / "benchmarks" / "results"
 TARGET = ROOT / "src" / "hardy" / "methods" / "measured.json"
 STEP = "2026-11-20_methods_speed"
 QUALITY = "2026-11-20_methods_digits"
+TREATMENTS = "2026-11-21_model_doctor"
 ARMS = {  # folder of a grid -> its arms -> the method each is, at its defaults but for the words in brackets
     "2026-11-20_full_scale_cpu": {
         "lfm": "lfm",
@@ -90,6 +91,22 @@ def _shortened(found: Any, arm: str) -> str:
     return "" if share == 1 else f"; {arm}: {found['size']['epochs'] * share:g} epochs"
 
 
+def treatment() -> dict[str, Any]:
+    """Say what Model Doctor did beside its control."""
+    found = json.loads((RESULTS / TREATMENTS / "treatments.json").read_text(encoding="utf-8"))
+    clean = found["differences"]["clean/clean"]
+    said = ", ".join(
+        f"{words} {100 * row['mean']:+.1f} [{100 * row['low']:+.1f}, {100 * row['high']:+.1f}]"
+        for words, row in (
+            ("less its control", clean["channel - control"]["all"]),
+            ("less the untreated net", clean["channel - before"]["all"]),
+            ("the untreated net less the control", clean["before - control"]["all"]),
+        )
+    )
+    what = f"CIFAR-10, {len(found['nets'])} nets x {found['size']['seeds']} seeds, clean accuracy in points"
+    return {"what": what, "folder": TREATMENTS, "methods": {"model_doctor": said}}
+
+
 def differences(found: Any, arm: str, points: dict[str, str]) -> str:
     rows = {said: found["points"][point][f"{arm} - plain"] for point, said in points.items()}
     return ", ".join(
@@ -100,7 +117,13 @@ def differences(found: Any, arm: str, points: dict[str, str]) -> str:
 
 def figures() -> str:
     """Give the whole file."""
-    return json.dumps({"cost": cost(), "gain": gain()} | {folder: grid(folder) for folder in ARMS}, indent=1) + "\n"
+    return (
+        json.dumps(
+            {"cost": cost(), "gain": gain()} | {folder: grid(folder) for folder in ARMS} | {TREATMENTS: treatment()},
+            indent=1,
+        )
+        + "\n"
+    )
 
 
 if __name__ == "__main__":

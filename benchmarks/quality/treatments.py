@@ -204,7 +204,10 @@ def summary(found: dict[str, dict[str, list[dict[str, float]]]]) -> dict[str, An
                     "nets": {label: said(values) for label, values in pairs.items()},
                 }
     means = {
-        label: {arm: {key: float(np.mean([row[key] for row in rows])) for key in rows[0]} for arm, rows in net.items()}
+        label: {
+            arm: {key: float(np.mean([row[key] for row in rows])) for key in rows[0] if all(key in row for row in rows)}
+            for arm, rows in net.items()
+        }
         for label, net in found.items()
     }
     return {"differences": differences, "means": means}
