@@ -19,6 +19,7 @@ from hardy.topology import Stage, stages
 
 HERE = Path(__file__).parent
 CLASSES = 7
+SETTINGS = {"model_doctor": {"channel": 0.0, "space": 1.0}}  # what defaults leave to the user: a file of relevance
 METHODS_INSIDE = [name for name, card in CARDS.items() if card.kind == "layer"]
 # family -> a net of it and the smallest image of 32, 64, 96, 128 that it takes; small ones where there is a choice
 NETS = {
@@ -146,7 +147,7 @@ def cell(model: nn.Module, method: str, size: int) -> str:
     """
     before = copy.deepcopy(model.state_dict())
     try:
-        attached = hardy.attach(model, [METHODS[method]()], example=images(size), seed=0)
+        attached = hardy.attach(model, [METHODS[method](**SETTINGS.get(method, {}))], example=images(size), seed=0)
     except HardyError as error:
         return f"no: {str(error).removeprefix(f'{method}: ').partition(', and ')[0].partition('. One')[0].rstrip('.')}"
     _, losses = Objective(model, attached).train()(images(size, 2), torch.tensor([0, 1]))
