@@ -1,6 +1,7 @@
 """One diagnosis: what is asked, what is refused before anything is computed, and nothing left behind."""
 
 import copy
+from collections.abc import Iterator
 
 import pytest
 import torch
@@ -19,6 +20,15 @@ class Small(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         return self.head(self.relu(self.b(self.relu(self.norm(self.a(x))))).mean((2, 3)))
+
+
+@pytest.fixture(autouse=True)
+def table() -> Iterator[None]:
+    """Give the table of parts back in its order, which what a test takes out and puts back would change."""
+    before = dict(PARTS)
+    yield
+    PARTS.clear()
+    PARTS.update(before)
 
 
 @pytest.fixture
