@@ -1,13 +1,10 @@
 """``hardy.treat``: train the treatment and its control from the same patient, and say whether the patient is better."""
 
-import copy
-import json
 import logging
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass, replace
-from hashlib import blake2b
+from dataclasses import replace
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 
 import torch
 from torch import nn
@@ -16,90 +13,29 @@ from hardy import io, surgery
 from hardy.attacks.guards import check_eval
 from hardy.data import ArrayData, MaskSource, with_background
 from hardy.diagnosis.record import Diagnosis
-from hardy.errors import DataError, ParameterError, TrainingError, did_you_mean
-from hardy.evaluation import evaluate
+from hardy.errors import DataError, ParameterError, did_you_mean
 from hardy.evaluation.axes import AXES as KNOWN
-from hardy.evaluation.fingerprint import images_digest, weights_digest
-from hardy.evaluation.journal import Journal
 from hardy.evaluation.suite import Suite, check_suite
-from hardy.inserts import PASSES
 from hardy.methods import Method, ModelDoctor
 from hardy.reporting import GridCell, grid_report
-from hardy.results import Result
-from hardy.safefile import check_writable, make_folder, write_json
+from hardy.safefile import write_json
 from hardy.threats import Threat
-from hardy.training import TrainRecipe, train
+from hardy.training import TrainRecipe
 from hardy.training.build import check_size
 from hardy.training.folder import RunFolder
-from hardy.training.state import fingerprint
-from hardy.treatment.arms import CONTROL, NOISE, Arm, Wish, arms_of, fresh, spec_of
+from hardy.treatment.arms import CONTROL, NOISE, Wish, arms_of, fresh, spec_of
+from hardy.treatment.question import BEFORE, PATIENT, RELEVANCE, question_of, settle
 from hardy.treatment.record import Treatment
 from hardy.treatment.relevance import TOP, measure_relevance
-from hardy.treatment.rift import DONE, rift, shared_images
+from hardy.treatment.rift import shared_images
 from hardy.treatment.verdict import gains
+from hardy.treatment.work import Exam, Work
 
 __all__ = ["AXES", "BEFORE", "PAGE", "TABLE", "treat"]
 
 log = logging.getLogger(__name__)
-BEFORE, PAGE, TABLE, QUESTION = "before", "report.html", "treatment.json", "question.json"
-PATIENT, RELEVANCE = "patient.safetensors", "relevance.safetensors"
+PAGE, TABLE = "report.html", "treatment.json"
 AXES = ("clean", "calibration", "noise", "white_box")  # what is measured unless the caller says
-
-
-@dataclass(frozen=True, kw_only=True)
-class Exam:
-    """What every net is asked: before, control, treated.
-
-    Attributes:
-        test: Images that nothing was trained on or chosen by.
-        axes: Of the evaluation.
-        threat: Of ``white_box``.
-        suite: Its attacks.
-        checks: "derived" or "full".
-        device: Where.
-        batch_size: Images per pass.
-        name: Name of the patient.
-    """
-
-    test: ArrayData
-    axes: tuple[str, ...]
-    threat: Threat
-    suite: Suite
-    checks: Literal["derived", "full"]
-    device: str
-    batch_size: int
-    name: str
-
-    def sit(self, net: nn.Module, folder: RunFolder, *, name: str, methods: Sequence[Method] = ()) -> Result:
-        """Evaluate a net, unless its result is there; finished parts of a stopped evaluation are kept."""
-        if folder.result_file.exists():
-            found = Result.read(folder.result_file)
-            if found.arrays["model_weights"].tobytes().hex() == weights_digest(net):
-                return found
-        journal = Journal(folder.result_file.with_suffix(".partial"))
-        metrics = io.read(folder.model_file).metrics if folder.model_file.exists() else {}
-        make_folder(folder.path)
-        result = evaluate(
-            net.to(self.device).eval(),
-            self.test.images().to(self.device),
-            self.test.y.to(self.device),
-            threat=self.threat,
-            axes=self.axes,
-            suite=self.suite,
-            rows=self.test.index.to(self.device),
-            batch_size=self.batch_size,
-            checks=self.checks,
-            journal=journal.folder,
-            model_name=f"{self.name}, {name}",
-            data_name=f"{self.test.name} {self.test.split}",
-            class_names=self.test.class_names,
-            methods=tuple(map(repr, methods)),
-            training_passes={key: metrics[key] for key in PASSES} if all(key in metrics for key in PASSES) else {},
-        )
-        result.save(folder.result_file)
-        journal.clear()
-        net.cpu()
-        return result
 
 
 def treat(
@@ -194,10 +130,10 @@ def treat(
     options = options if epochs is None else replace(options, epochs=epochs)
     top = top if top is not None else TOP.get(preset or "", TOP["paper"])
     check_size(patient, data, torch.device("cpu"))
-    question = _question(wish, exam, patient, data, val_data, options=options, augment=augment, top=top)
+    question = question_of(wish, exam, patient, data, val_data, options=options, augment=augment, top=top)
     question["relevance"] = "measured" if diagnosis is None else f"of a diagnosis of {diagnosis.map_data}"
     question["student"] = "" if student is None else getattr(student, "__qualname__", "given")
-    _settle(folder, question)
+    settle(folder, question)
     method = wish.method
     if isinstance(method, ModelDoctor) and method.channel and not method.relevance:
         where = f"on the {top} surest images of each" if diagnosis is None else "out of the diagnosis"
@@ -243,70 +179,6 @@ def treat(
     )
     _publish(made, [arm for arm in results if arm != BEFORE], {arm.name: arm.methods for arm in arms}, model_name)
     return made
-
-
-@dataclass(frozen=True)
-class Work:
-    """Trains and evaluates one net after the other below a folder; what is finished is read."""
-
-    folder: Path
-    data: ArrayData
-    val_data: ArrayData | None
-    options: TrainRecipe
-    augment: tuple[str, ...]
-    exam: Exam
-    say: Callable[[str], None]
-
-    def through(self, arm: Arm, seed: int) -> tuple[nn.Module, Result]:
-        """Train an arm from a seed and evaluate it."""
-        run = RunFolder(self.folder / arm.name / f"seed{seed}")
-        net = arm.start(seed)
-        if not run.model_file.exists():
-            self.say(f"{arm.name}, seed {seed}: training for {self.options.epochs} epochs")
-        train(
-            net,
-            self.data,
-            methods=arm.methods,
-            options=self.options,
-            augment=self.augment,
-            val_data=self.val_data,
-            out=run.path,
-            seed=seed,
-            device=self.exam.device,
-            resume=True,  # a finished one is read
-        )
-        return net, self._judged(net, run, arm.name, seed, arm.methods)
-
-    def rift(self, patient: nn.Module, seed: int) -> tuple[nn.Module, Result, str]:
-        """Treat by RiFT and evaluate; say what was chosen."""
-        run = RunFolder(self.folder / "rift" / f"seed{seed}")
-        if run.result_file.exists():  # all that comes before it is there
-            net = io.load(run.model_file, model=copy.deepcopy(patient))
-        else:
-            self.say(f"rift, seed {seed}: choosing a layer, training it, choosing how far to go")
-            assert self.val_data is not None  # noqa: S101  (checked at the beginning)
-            net = rift(
-                patient,
-                self.data,
-                held_out=self.val_data,
-                out=run.path,
-                options=self.options,
-                augment=self.augment,
-                threat=self.exam.threat,
-                seed=seed,
-                device=self.exam.device,
-                batch_size=self.exam.batch_size,
-                resume=True,
-            ).model
-        facts = json.loads((run.path / DONE).read_text(encoding="utf-8"))
-        said = f"layer {facts['layer']}, alpha {facts['alpha']:g}" + (
-            ": the patient stays." if not facts["alpha"] else "."
-        )
-        return net, self._judged(net, run, "rift", seed, ()), said
-
-    def _judged(self, net: nn.Module, run: RunFolder, name: str, seed: int, methods: Sequence[Method]) -> Result:
-        self.say(f"{name}, seed {seed}: evaluating")
-        return self.exam.sit(net, run, name=f"{name}, seed {seed}", methods=methods)
 
 
 def _check_lists(seeds: Sequence[int], axes: Sequence[str]) -> None:
@@ -359,64 +231,6 @@ def _student_of(file: Path, patient: nn.Module) -> Method:
 
     external = io.read(file).source.builder == "external"
     return Distillation(teacher=patient if external else str(file))
-
-
-def _question(
-    wish: Wish,
-    exam: Exam,
-    patient: nn.Module,
-    data: ArrayData,
-    val_data: ArrayData | None,
-    *,
-    options: TrainRecipe,
-    augment: tuple[str, ...],
-    top: int,
-) -> dict[str, Any]:
-    """Write down what decides everything in the folder, but for how many trainings there are."""
-    return {
-        "how": wish.how,
-        "method": repr(wish.method),
-        "patient": weights_digest(patient),
-        "images": fingerprint(data, val_data),
-        "test": images_digest(exam.test.images()).hex(),
-        "test labels": blake2b(exam.test.y.numpy().tobytes(), digest_size=8).hexdigest(),
-        "pixels": blake2b(data.x.numpy().tobytes(), digest_size=8).hexdigest(),
-        "classes": list(exam.test.class_names),
-        "axes": list(exam.axes),
-        "threat": str(exam.threat),
-        "suite": exam.suite if isinstance(exam.suite, str) else [str(each) for each in exam.suite],
-        "checks": exam.checks,
-        "training": json.loads(json.dumps(asdict(options))),
-        "augment": list(augment),
-        "top": top,
-    }
-
-
-def _settle(folder: Path, question: Mapping[str, Any]) -> None:
-    """Take the folder, or go on in it.
-
-    Raises:
-        TrainingError: it holds another treatment; the message says what is different.
-    """
-    file = folder / QUESTION
-    if (folder / "recipe.toml").exists():
-        raise TrainingError(f"{folder}: is the folder of a run. Take another --out.")
-    check_writable(file)
-    begun = (folder / BEFORE / "result.json").exists() or any(folder.glob("*/seed*/recipe.toml"))
-    if file.exists() and not begun:  # a first attempt that failed
-        for old in (RELEVANCE, PATIENT, QUESTION):
-            (folder / old).unlink(missing_ok=True)
-    if file.exists():
-        try:
-            held = json.loads(file.read_text(encoding="utf-8"))
-        except (OSError, ValueError) as error:
-            raise DataError(f"{file}: not readable JSON ({error}). Take another folder.") from error
-        if held != question:
-            other = [key for key in question if not isinstance(held, dict) or held.get(key) != question[key]]
-            raise TrainingError(f"{folder}: holds a treatment with other {', '.join(other)}. Take another --out.")
-        return
-    make_folder(folder)
-    write_json(file, question)
 
 
 def _publish(made: Treatment, arms: Sequence[str], methods: Mapping[str, Sequence[Method]], name: str) -> None:
