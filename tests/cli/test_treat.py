@@ -1,6 +1,7 @@
 """``hardy treat``: before, control and treated from a run folder, words on stderr, JSON on stdout, errors first."""
 
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -11,9 +12,12 @@ from typer.testing import CliRunner
 
 from hardy import io
 from hardy.cli.main import app
+from hardy.cli.targets import open_data
+from hardy.cli.treat import _training_part
 from hardy.data import load_data
 from hardy.diagnosis import Diagnosis, diagnose
 from hardy.methods.model_doctor import read_relevance
+from hardy.training.build import load_training_data
 from hardy.training.recipe import load_recipe
 
 RECIPE = """
@@ -110,3 +114,22 @@ def test_mistakes_end_in_one_line_before_any_work(args: tuple[str, ...], said: s
     done = hardy("treat", run, "--out", tmp_path / "t", *args)
     assert done.exit_code == 2 and said in " ".join(done.stderr.split())
     assert not (tmp_path / "t").exists()
+
+
+def test_it_trains_on_the_images_that_the_patient_was_trained_on(run: Path, tmp_path: Path) -> None:
+    recipe = replace(load_recipe(run / "recipe.toml"), seed=3)
+    own, _ = load_training_data(recipe)
+    limit, seed = _training_part(recipe, None, None)
+    taken = open_data(None, recipe, split="train", limit=limit, size=None, seed=seed)
+    assert torch.equal(taken.index, own.index) and len(taken) == 200
+    other = open_data(None, recipe, split="train", limit=limit, size=None, seed=0)
+    assert not torch.equal(other.index, own.index)  # the seed matters
+    assert _training_part(recipe, "npz:x.npz", None) == (None, 0) and _training_part(recipe, None, 50) == (50, 3)
+
+
+def test_a_field_beside_a_preset_leaves_the_rest_of_the_preset(run: Path, tmp_path: Path) -> None:
+    args = ("treat", run, "--out", tmp_path / "t", "--preset", "repo", "--set", "method.noise=0.1", *FAST)
+    assert hardy(*args).exit_code == 0
+    question = json.loads((tmp_path / "t" / "question.json").read_text())
+    assert question["top"] == 50 and question["how"] == "channel"
+    assert "sign='positive'" in question["method"] and "noise=0.1" in question["method"]

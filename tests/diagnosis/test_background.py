@@ -1,5 +1,6 @@
 """Background reliance of nets that look where they were made to look."""
 
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -8,10 +9,11 @@ from torch import Tensor, nn
 
 import hardy
 from hardy.diagnosis import background
-from hardy.diagnosis.background import ALONE, SWAPPED, WITHOUT, measure
+from hardy.diagnosis.background import ALONE, PLAIN, SWAPPED, WITHOUT, _findings, measure
 from hardy.diagnosis.case import Case
 from hardy.diagnosis.record import Part
 from hardy.errors import DataError
+from hardy.records import Score
 
 
 class Corner(nn.Module):
@@ -122,3 +124,22 @@ def test_is_a_part_of_a_diagnosis() -> None:
     case = make_case(object_is_corner=True)
     found = hardy.diagnose(case.model, case.x, case.y, parts=["background"], masks=case.masks)
     assert found.part("background").score("accuracy, plain").value == 1
+
+
+@pytest.mark.parametrize(("p", "problem"), [(0.125, False), (0.01, True)])
+def test_few_images_are_no_problem_by_their_interval_alone(p: float, problem: bool) -> None:
+    scores = [
+        Score(label=f"accuracy, {PLAIN}", value=0.9, kind="accuracy", n=10, low=0.6, high=0.98),
+        Score(label=f"accuracy, {WITHOUT}", value=0.1, kind="accuracy", n=10, low=0.0, high=0.4),
+        *(
+            Score(label=f"accuracy, {name} minus plain", value=-0.4, kind="description", n=10, low=-0.7, high=-0.1,
+                  details={"p": p})
+            for name in (ALONE, SWAPPED)
+        ),
+    ]  # fmt: skip
+    found = {finding.code for finding in _findings(scores, chance=0.5)}
+    assert ({"needs_its_background", "needs_a_background"} <= found) is problem
+    assert ("no_background_reliance" in found) is not problem
+    weak = [replace(scores[0], value=0.4, low=0.2), *scores[1:]]
+    if not problem:
+        assert {finding.code for finding in _findings(weak, chance=0.5)} == {"background_not_told"}

@@ -18,7 +18,7 @@ from hardy import io, seeding
 from hardy.data import load_data
 from hardy.errors import AttachError, CheckpointError, ParameterError
 from hardy.methods import Distillation, GaussianNoise, LabelSmoothing, Mixup
-from hardy.methods.distillation import Teacher, distillation_loss
+from hardy.methods.distillation import Teacher, ask, distillation_loss
 from hardy.objective import Objective
 from hardy.surgery import attach, strip
 from hardy.training import DataRecipe, ModelRecipe, Recipe, TrainRecipe, train
@@ -315,3 +315,11 @@ class TestTraining:
     def test_other_methods_stay_as_they_are(self) -> None:
         methods = [Mixup(), Distillation(teacher=linear(0))]
         assert with_teachers(methods) == methods
+
+
+def test_the_teacher_answers_in_its_own_precision_under_autocast() -> None:
+    teacher, x = nn.Sequential(nn.Flatten(), nn.Linear(48, 5)), torch.rand(3, 3, 4, 4)
+    want = ask(teacher, x)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        assert teacher(x).dtype == torch.bfloat16  # what it would do by itself
+        assert torch.equal(ask(teacher, x), want) and want.dtype == torch.float32
